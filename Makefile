@@ -1,0 +1,61 @@
+# Every target sets up .venv by itself (tools/venv.py); when nothing changed that takes a tenth of a second.
+PYTHON ?= python3
+WORKERS ?= 2
+ARGS ?=
+
+RUN := .venv/bin/python
+PYTEST := $(RUN) -m pytest -n $(WORKERS)
+
+# Two pytest workers on two cores: one thread each.
+ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 \
+  XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow doctest examples check format bench docs clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
+	  printf '%-16s %s\n' "$$name" "$$text"; done
+
+setup: ## make or mend .venv
+	@$(PYTHON) tools/venv.py
+
+demo: setup ## the main example, on real data (ARGS="--quick", ARGS="--help")
+	$(RUN) examples/quickstart.py $(ARGS)
+
+test: setup ## the fast tests (ARGS="-k name")
+	$(ONE_THREAD) $(PYTEST) -m "not slow and not statistical" $(ARGS)
+
+test-slow: setup ## the slow and the statistical tests
+	$(ONE_THREAD) $(PYTEST) -m "slow or statistical" $(ARGS)
+
+doctest: setup ## the examples in the docstrings
+	$(ONE_THREAD) $(PYTEST) --doctest-modules implicitppl $(ARGS)
+
+examples: setup ## every example in its small form
+	@set -e; for script in examples/[a-z]*.py; do \
+	  echo "== $$script --quick"; \
+	  $(RUN) "$$script" --quick --out "output/quick/$$(basename "$$script" .py)"; \
+	done
+
+check: setup ## lint, format, types, import direction, spelling
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) -c "from importlinter.cli import lint_imports_command as lint; lint()"
+	$(RUN) -m codespell_lib
+
+format: setup ## apply the formatter and the lint's safe repairs
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+bench: setup ## the accuracy benchmark in its short form, on bundled data
+	$(ONE_THREAD) $(RUN) -m benchmarks.accuracy --quick --out output/accuracy-quick.jsonl $(ARGS)
+
+docs: setup ## the documentation, warnings are errors (docs/_build/html/index.html)
+	$(RUN) -m sphinx -W --keep-going -b html docs docs/_build/html
+
+clean: ## remove what the other targets made, but not .venv
+	rm -rf docs/_build output build dist .cache
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Our guides and estimators beside those people use today, in one run and one table."""

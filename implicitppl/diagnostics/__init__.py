@@ -1,0 +1,61 @@
+"""Checks of what was inferred, and its way into ArviZ.
+
+For guides without a density: kernel Stein discrepancy, Stein slopes, Pareto k-hat from density
+bounds, drift under NUTS, spread over restarts, simulation-based calibration, and one `report` that
+says what each number cannot see. ArviZ and matplotlib are imported when a function that needs
+them is called.
+"""
+
+from implicitppl.diagnostics._arviz import to_arviz
+from implicitppl.diagnostics._calibration import Calibration, calibration, symmetry_p_value
+from implicitppl.diagnostics._compare import (
+    Comparison,
+    MarginalDifferences,
+    compare,
+    marginal_differences,
+)
+from implicitppl.diagnostics._distances import energy_distance, sliced_wasserstein
+from implicitppl.diagnostics._drift import NutsDrift, nuts_drift
+from implicitppl.diagnostics._ksd import KSDResult, kernel_stein_discrepancy
+from implicitppl.diagnostics._plots import plot_forest, plot_loss, plot_pair
+from implicitppl.diagnostics._psis import ParetoSmoothed, k_hat_limit, pareto_smooth
+from implicitppl.diagnostics._report import Report, Row, report
+from implicitppl.diagnostics._restarts import RestartSpread, restart_spread
+from implicitppl.diagnostics._slopes import ScoreSlope, SteinSlopes, score_slope, stein_slopes
+from implicitppl.diagnostics._unconstrained import GuideDraws, Target, guide_draws, posterior_target
+
+__all__ = [
+    "Calibration",
+    "Comparison",
+    "GuideDraws",
+    "KSDResult",
+    "MarginalDifferences",
+    "NutsDrift",
+    "ParetoSmoothed",
+    "Report",
+    "RestartSpread",
+    "Row",
+    "ScoreSlope",
+    "SteinSlopes",
+    "Target",
+    "calibration",
+    "compare",
+    "energy_distance",
+    "guide_draws",
+    "k_hat_limit",
+    "kernel_stein_discrepancy",
+    "marginal_differences",
+    "nuts_drift",
+    "pareto_smooth",
+    "plot_forest",
+    "plot_loss",
+    "plot_pair",
+    "posterior_target",
+    "report",
+    "restart_spread",
+    "score_slope",
+    "sliced_wasserstein",
+    "stein_slopes",
+    "symmetry_p_value",
+    "to_arviz",
+]

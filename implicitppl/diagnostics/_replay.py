@@ -1,0 +1,135 @@
+"""Replay a NumPyro model at given draws: likelihoods, predictions, deterministic values.
+
+A site counts as a *likelihood* if it is observed and its distribution is a density of data:
+`numpyro.factor` (an observed `Unit` distribution) and surrogates are terms of a density, not data,
+and would be exported as zeros or as log likelihoods that no observation belongs to.
+
+Shapes: draws `(S, ...)` per site.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax, random
+from jaxtyping import Array
+from numpyro import distributions as dist
+from numpyro import handlers
+from numpyro.primitives import Messenger
+
+from implicitppl.diagnostics._unconstrained import is_surrogate
+
+
+def is_likelihood(site: Mapping[str, Any]) -> bool:
+    """Whether a trace site is observed data with a density of its own."""
+    if site["type"] != "sample" or not site["is_observed"]:
+        return False
+    fn = site["fn"]
+    while fn is not None:
+        if isinstance(fn, dist.Unit):
+            return False
+        fn = getattr(fn, "base_dist", None)
+    return not is_surrogate(site["fn"])
+
+
+def is_latent(site: Mapping[str, Any]) -> bool:
+    """Whether a trace site is an unobserved draw."""
+    return site["type"] == "sample" and not site["is_observed"]
+
+
+class forget_data(Messenger):  # noqa: N801, a NumPyro handler
+    """Handler that turns likelihood sites into sites to sample, and leaves factors alone."""
+
+    def process_message(self, msg: Any) -> None:
+        """Drop the observed value; the seed handler outside supplies the key."""
+        if is_likelihood(msg):
+            msg["is_observed"] = False
+            msg["value"] = None
+
+
+def model_trace(
+    model: Any, draw: Any, args: tuple, kwargs: dict[str, Any], key: Array | None = None
+) -> Any:
+    """Trace of the model at one draw."""
+    seeded = handlers.seed(
+        handlers.substitute(model, data=draw), random.key(0) if key is None else key
+    )
+    return handlers.trace(seeded).get_trace(*args, **kwargs)
+
+
+def replay(
+    key: Array,
+    model: Any,
+    draws: Any,
+    args: tuple,
+    kwargs: dict[str, Any],
+    *,
+    deterministic: Any,
+    log_likelihood: Any,
+    predictive: Any,
+    batch_size: Any,
+) -> Any:
+    """Values of a model at all draws: three dicts of `(S, ...)` arrays, empty where off."""
+    num = next(iter(draws.values())).shape[0]
+
+    def one(inputs: Any) -> Any:
+        key, draw = inputs
+        given_key, new_key = random.split(key)
+        trace = model_trace(model, draw, args, kwargs, given_key)
+        fixed = {
+            k: s["value"]
+            for k, s in trace.items()
+            if deterministic and s["type"] == "deterministic"
+        }
+        likelihood = {
+            k: s["fn"].log_prob(s["value"])
+            for k, s in trace.items()
+            if log_likelihood and is_likelihood(s)
+        }
+        new = {}
+        if predictive:
+            data = [k for k, s in trace.items() if is_likelihood(s)]
+            simulated = model_trace(forget_data(model), draw, args, kwargs, new_key)
+            new = {k: simulated[k]["value"] for k in data}
+        return fixed, likelihood, new
+
+    @jax.jit
+    def run(keys: Any, draws: Any) -> Any:
+        return lax.map(one, (keys, draws), batch_size=min(batch_size, num))
+
+    return jax.device_get(run(random.split(key, num), draws))
+
+
+def site_dims(site: Any, shape: tuple[int, ...]) -> list[str | None]:
+    """A name per axis of a site's value: its plates, its `infer["event_dims"]`, None elsewhere.
+
+    A plate's `dim` counts from the right of the batch axes. Deterministic sites have no
+    distribution: their plates are taken to be the leading axes.
+    """
+    names: list[str | None] = [None] * len(shape)
+    frames = sorted(site.get("cond_indep_stack", []), key=lambda frame: frame.dim)
+    depth = max((-frame.dim for frame in frames), default=0)
+    batch = len(site["fn"].batch_shape) if site["type"] == "sample" else min(depth, len(shape))
+    for frame in frames:
+        axis = batch + frame.dim
+        if 0 <= axis < len(shape) and shape[axis] == frame.size:
+            names[axis] = frame.name
+    event = list((site.get("infer") or {}).get("event_dims", []))
+    for axis, name in zip(range(batch, len(shape)), event, strict=False):
+        names[axis] = name
+    return names
+
+
+def numpy_dict(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a dict that NumPy and netCDF can hold; typed keys and pytrees are left out."""
+    out = {}
+    for name, value in values.items():
+        dtype = getattr(value, "dtype", None)
+        plain = dtype is not None and not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+        if plain or isinstance(value, bool | int | float):
+            array = np.asarray(value)
+            narrow = array.dtype.kind not in "biuf" or array.dtype.itemsize < 1
+            low = array.dtype.name in ("float16", "bfloat16") or narrow
+            out[name] = array.astype(np.float32) if low else array
+    return out

@@ -1,0 +1,327 @@
+"""A NumPyro model and guide as plain functions of one unconstrained vector `z`.
+
+With `x = T(z)` the bijections of the model's supports,
+
+    log p(z) = log p(x, data) + log |det dT/dz|,     log q(z) = log q(x) + log |det dT/dz|,
+
+so scores, Stein statistics and NUTS live in `R^D`, where boundary terms vanish. Coordinates follow
+the order of the sites in the model.
+
+Shapes: `z` `(D,)`, draws `(S, D)`.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import random
+from jaxtyping import Array, Float
+from numpyro import distributions as dist
+from numpyro import handlers
+from numpyro.infer import init_to_uniform
+from numpyro.infer.autoguide import AutoContinuous
+from numpyro.infer.util import get_transforms, initialize_model
+
+from implicitppl.diagnostics._draws import site_labels
+
+
+@dataclass(frozen=True)
+class Target:
+    """An unnormalised posterior in unconstrained coordinates.
+
+    `log_density(z)` takes one point; `constrain` maps `(S, D)` to a dict of constrained draws of
+    the latent sites; `unconstrain` maps such a dict back to `(S, D)` and `log |det dT/dz|` `(S,)`.
+    """
+
+    sites: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    names: tuple[str, ...]
+    log_density: Callable[[Any], Any]
+    constrain: Callable[[Any], dict[str, Any]]
+    unconstrain: Callable[[Mapping[str, Any]], tuple[Any, Any]]
+
+    @property
+    def dim(self) -> int:
+        """Number of unconstrained coordinates `D`."""
+        return len(self.names)
+
+    def scores(self, samples: Float[Array, "S D"]) -> Float[Array, "S D"]:
+        """Gradient of the log density at every row."""
+        return jax.jit(jax.vmap(jax.grad(self.log_density)))(samples)
+
+    def log_densities(self, samples: Float[Array, "S D"]) -> Float[Array, " S"]:
+        """Log density of every row."""
+        return jax.jit(jax.vmap(self.log_density))(samples)
+
+    def ravel(self, values: Mapping[str, Any]) -> Float[Array, " D"]:
+        """One flat vector from a dict of unconstrained values."""
+        return jnp.concatenate([jnp.ravel(values[k]) for k in self.sites])
+
+
+@dataclass(frozen=True)
+class GuideDraws:
+    """Unconstrained guide draws `(S, D)` with what is known of their log density.
+
+    `log_density` `(S,)` where it is exact, else `lower` and `upper` where the guide has bounds,
+    else all None. `dropped` counts draws that left the support in floating point.
+    """
+
+    samples: Any
+    log_density: Any = None
+    lower: Any = None
+    upper: Any = None
+    dropped: int = 0
+
+    def where(self, keep: np.ndarray) -> "GuideDraws":
+        """The draws where `keep` `(S,)` holds; the others are counted as dropped."""
+        if keep.all():
+            return self
+        fields = (self.samples, self.log_density, self.lower, self.upper)
+        z, log_q, lower, upper = (a if a is None else a[keep] for a in fields)
+        return GuideDraws(z, log_q, lower, upper, self.dropped + int((~keep).sum()))
+
+
+def params_of(result: Any) -> dict[str, Any]:
+    """The parameter dict of a fit result (`.params`), or the dict itself."""
+    params = getattr(result, "params", result)
+    if params is None:
+        return {}
+    if not isinstance(params, Mapping):
+        raise ValueError(
+            f"`params` must be a dict or a fit result with `.params`; got {type(result).__name__}."
+        )
+    return dict(params)
+
+
+def posterior_target(
+    model: Callable,
+    model_args: tuple = (),
+    model_kwargs: Mapping[str, Any] | None = None,
+    *,
+    params: Mapping[str, Any] | None = None,
+    rng_key: Array | None = None,
+) -> Target:
+    """The posterior of a NumPyro model as a function of one unconstrained vector.
+
+    Args:
+        model: NumPyro model with continuous latent sites.
+        model_args: its arguments, data included.
+        model_kwargs: its keyword arguments.
+        params: values of `numpyro.param` sites of the model, if it has any.
+        rng_key: key of the search for a valid starting point.
+
+    Returns:
+        `Target`.
+
+    Raises:
+        ValueError: a discrete latent site, or none at all.
+    """
+    kwargs = dict(model_kwargs or {})
+    fixed = handlers.substitute(model, data=dict(params)) if params else model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        info = initialize_model(
+            random.key(0) if rng_key is None else rng_key,
+            fixed,
+            init_strategy=init_to_uniform,
+            model_args=model_args,
+            model_kwargs=kwargs,
+            validate_grad=False,
+        )
+    sites = _latent_sites(info.model_trace, info.param_info.z)
+    prototype = {k: info.param_info.z[k] for k in sites}
+    shapes = tuple(jnp.shape(v) for v in prototype.values())
+    unravel = _unravel(sites, shapes)
+
+    def constrain(samples: Any) -> Any:
+        def one(z: Any) -> Any:
+            values = info.postprocess_fn(unravel(z))
+            return {k: values[k] for k in sites}
+
+        return jax.vmap(one)(jnp.asarray(samples))
+
+    def unconstrain(draws: Any) -> Any:
+        def one(x: Any) -> Any:
+            transforms = get_transforms(handlers.seed(fixed, 0), model_args, kwargs, x)
+            values = {k: transforms[k]._inverse(x[k]) for k in sites}
+            volume = [transforms[k].log_abs_det_jacobian(values[k], x[k]) for k in sites]
+            return _ravel(values, sites), sum(jnp.sum(v) for v in volume)
+
+        return jax.vmap(one)({k: jnp.asarray(draws[k]) for k in sites})
+
+    names = tuple(n for k, shape in zip(sites, shapes, strict=True) for n in site_labels(k, shape))
+    return Target(
+        sites, shapes, names, lambda z: -info.potential_fn(unravel(z)), constrain, unconstrain
+    )
+
+
+def _latent_sites(trace: Any, z: Any) -> tuple[str, ...]:
+    latent = [
+        (k, site)
+        for k, site in trace.items()
+        if site["type"] == "sample" and not site["is_observed"]
+    ]
+    for k, site in latent:
+        if site["fn"].support.is_discrete:
+            raise ValueError(f"`model` must have continuous latent sites only; got discrete {k!r}.")
+    sites = tuple(k for k, _ in latent if k in z)
+    if not sites:
+        raise ValueError("`model` must have a latent site; got none.")
+    return sites
+
+
+def _ravel(values: Any, sites: tuple[str, ...]) -> Array:
+    return jnp.concatenate([jnp.ravel(values[k]) for k in sites])
+
+
+def _unravel(sites: tuple[str, ...], shapes: Any) -> Any:
+    ends = np.cumsum([int(np.prod(s)) for s in shapes])
+
+    def unravel(z: Any) -> Any:
+        parts = jnp.split(z, ends[:-1])
+        return {k: p.reshape(s) for k, p, s in zip(sites, parts, shapes, strict=True)}
+
+    return unravel
+
+
+def guide_draws(
+    rng_key: Array,
+    guide: Any,
+    params: Mapping[str, Any],
+    target: Target,
+    num_samples: int,
+    *,
+    model_args: tuple = (),
+    model_kwargs: Mapping[str, Any] | None = None,
+    num_inner: int = 100,
+) -> GuideDraws:
+    """Unconstrained draws of any guide, with its exact log density or bounds where it has them.
+
+    Args:
+        rng_key: random key.
+        guide: AutoGuide or guide function.
+        params: its parameters.
+        target: the posterior, which fixes the coordinates.
+        num_samples: number of draws.
+        model_args: arguments of the guide.
+        model_kwargs: keyword arguments of the guide.
+        num_inner: inner samples of a semi-implicit guide's density bounds.
+
+    Returns:
+        `GuideDraws`, rows that are not finite removed.
+
+    Raises:
+        ValueError: a latent site of the model that the guide does not draw.
+    """
+    lower = upper = log_q = None
+    if getattr(guide, "has_density_bounds", False):
+        z, lower, upper = guide.log_density_bounds(rng_key, params, num_samples, num_inner)
+        z = _reordered(guide, target, z)
+    elif hasattr(guide, "sample_unconstrained"):
+        z = _reordered(guide, target, guide.sample_unconstrained(rng_key, params, num_samples))
+    else:
+        posterior = _flat_posterior(guide, params)
+        if posterior is None:
+            z, log_q = _trace_draws(
+                rng_key, guide, params, target, num_samples, model_args, dict(model_kwargs or {})
+            )
+        else:
+            z, log_q = _sample_with_density(rng_key, posterior, num_samples)
+            z = _reordered(guide, target, z)
+    keep = np.isfinite(np.asarray(z)).all(1)
+    return GuideDraws(z, log_q, lower, upper).where(keep)
+
+
+def _reordered(guide: Any, target: Target, z: Any) -> Any:
+    """Rows in the guide's own order of sites, brought to the target's."""
+    unpack = getattr(guide, "_unpack_latent", None)
+    return z if unpack is None else jax.vmap(lambda row: target.ravel(unpack(row)))(z)
+
+
+def _flat_posterior(guide: Any, params: Any) -> Any:
+    if not isinstance(guide, AutoContinuous):
+        return None
+    try:
+        return guide.get_posterior(dict(params))
+    except NotImplementedError:  # AutoDAIS: draws only
+        return None
+
+
+def _sample_with_density(rng_key: Array, posterior: Any, num_samples: int) -> Any:
+    # flows keep the intermediates of sampling: inverting them is slow (IAF) or impossible (BNAF)
+    z, intermediates = posterior.sample_with_intermediates(rng_key, (num_samples,))
+    log_q = posterior.log_prob(z, intermediates) if intermediates else posterior.log_prob(z)
+    return z, log_q.reshape(num_samples, -1).sum(1)
+
+
+def _trace_draws(
+    rng_key: Array,
+    guide: Any,
+    params: Any,
+    target: Target,
+    num_samples: int,
+    args: tuple,
+    kwargs: dict[str, Any],
+) -> Any:
+    keys = random.split(rng_key, num_samples)
+
+    def trace_of(key: Array) -> Any:
+        seeded = handlers.seed(handlers.substitute(guide, data=dict(params)), key)
+        return handlers.trace(seeded).get_trace(*args, **kwargs)
+
+    def draw(key: Array) -> Any:
+        with handlers.mask(mask=False):
+            trace = trace_of(key)
+        missing = [k for k in target.sites if k not in trace]
+        if missing:
+            raise ValueError(
+                f"`guide` must draw every latent site of the model; {missing} missing."
+            )
+        return {k: trace[k]["value"] for k in target.sites}
+
+    def log_density(key: Array) -> Any:
+        return _trace_density(trace_of(key), target)
+
+    z, volume = target.unconstrain(jax.jit(jax.vmap(draw))(keys))
+    try:
+        log_q = jax.jit(jax.vmap(log_density))(keys)
+    except (NotImplementedError, TypeError, ValueError, RuntimeError):
+        return z, None  # an implicit site has no density to add up
+    return z, log_q + volume
+
+
+def _trace_density(trace: Any, target: Target) -> Any:
+    """Sum of the guide's log densities, if its random numbers are as many as the latents'."""
+    total, dims = jnp.zeros(()), 0
+    size = {k: int(np.prod(s)) for k, s in zip(target.sites, target.shapes, strict=True)}
+    for name, site in trace.items():
+        if site["type"] != "sample" or site["is_observed"]:
+            continue
+        if is_surrogate(site["fn"]):
+            raise ValueError(f"site {name!r} has no density")
+        if not isinstance(_base(site["fn"]), dist.Delta):
+            dims += size.get(name, int(np.size(site["value"])))
+        arguments = (site["intermediates"],) if site.get("intermediates") else ()
+        total = total + jnp.sum(site["fn"].log_prob(site["value"], *arguments))
+    if dims != target.dim:
+        raise ValueError(f"guide has {dims} random numbers for {target.dim} latent coordinates")
+    return total
+
+
+def _base(fn: Any) -> Any:
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def is_surrogate(fn: Any) -> bool:
+    """Whether a distribution, under any wrapper, has a surrogate or no log density."""
+    while fn is not None:
+        if getattr(fn, "is_surrogate", False):
+            return True
+        fn = getattr(fn, "base_dist", None)
+    return False

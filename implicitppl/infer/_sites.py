@@ -1,0 +1,123 @@
+"""What a guide's sample site is to the loss: explicit, semi-implicit or implicit.
+
+An implicit site is unwrapped: `expand`, `to_event`, `mask` and transforms are peeled off until the
+`Implicit` distribution inside is reached, and the drawn value is pulled back through the
+transforms, so that log q(x) = log q(u) - log |dx/du| with u the sampler's own output.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array
+from numpyro.distributions import biject_to
+from numpyro.distributions.util import sum_rightmost
+
+from implicitppl.distributions import Implicit, SemiImplicit
+
+Site = dict[str, Any]
+_WRAPPERS = (
+    dist.ExpandedDistribution,
+    dist.Independent,
+    dist.MaskedDistribution,
+    dist.TransformedDistribution,
+)
+
+
+class Pulled(NamedTuple):
+    """An implicit draw before its transforms, seen as a batch of vectors.
+
+    `u` is (*batch, D), `log_det` and `weight` are (*batch,): log |dx/du| summed over each event, and
+    the plate scale times the mask.
+    """
+
+    u: Array
+    log_det: Array
+    weight: Array
+
+
+def innermost(fn: dist.Distribution) -> dist.Distribution:
+    """Returns the distribution inside expand, to_event, mask and transforms."""
+    while isinstance(fn, _WRAPPERS):
+        fn = fn.base_dist
+    return fn
+
+
+def kind_of(site: Site) -> str:
+    """Returns "implicit", "semi-implicit", "delta" or "explicit"."""
+    base = innermost(site["fn"])
+    if isinstance(base, Implicit):
+        return "implicit"
+    if isinstance(base, SemiImplicit):
+        return "semi-implicit"
+    return "delta" if isinstance(base, dist.Delta) else "explicit"
+
+
+def pull_back(site: Site) -> Pulled:
+    """Returns the value of a site before its transforms, with Jacobian and weight.
+
+    An implicit site is pulled back to the output of its sampler; another site, which is here as
+    part of a joint score, to unconstrained space.
+    """
+    fn, x = site["fn"], site["value"]
+    batch = jnp.shape(x)[: jnp.ndim(x) - fn.event_dim]
+    log_det: Array = jnp.zeros(batch)
+    transforms, mask = _unwrap(fn)
+    for transform in reversed(transforms):
+        y, x = x, transform.inv(x)
+        jacobian = transform.log_abs_det_jacobian(x, y)
+        log_det = log_det + sum_rightmost(jacobian, jnp.ndim(jacobian) - len(batch))
+    weight = jnp.where(mask, _scale(site), 0.0)
+    return Pulled(x.reshape(*batch, -1), log_det, jnp.broadcast_to(weight, batch))
+
+
+def _unwrap(fn: dist.Distribution) -> tuple[list[Any], Any]:
+    """Returns the transforms from the sampler's output outwards, and the mask."""
+    if not isinstance(innermost(fn), Implicit):
+        return [biject_to(fn.support)], True
+    outer: list[Any] = []
+    mask: Any = True
+    while not isinstance(fn, Implicit):
+        if isinstance(fn, dist.MaskedDistribution):
+            mask = jnp.logical_and(mask, fn._mask)
+        elif isinstance(fn, dist.TransformedDistribution):
+            outer = [*fn.transforms, *outer]
+        fn = fn.base_dist
+    return [biject_to(fn.support), *outer], mask
+
+
+def site_log_prob(site: Site, *, path_gradient: bool = False) -> Array:
+    """Returns the scaled log density of a site that has one, summed over its elements."""
+    fn = site["fn"]
+    if path_gradient:
+        fn = with_path_gradient(fn)
+    if site["intermediates"]:
+        value = fn.log_prob(site["value"], site["intermediates"])
+    else:
+        value = fn.log_prob(site["value"])
+    return jnp.sum(value * _scale(site))
+
+
+def with_path_gradient(fn: dist.Distribution) -> dist.Distribution:
+    """Returns `fn` with the semi-implicit distribution inside set to the path gradient."""
+
+    def is_leaf(node: Any) -> bool:
+        return isinstance(node, SemiImplicit)
+
+    return jax.tree.map(
+        lambda node: node.with_path_gradient() if is_leaf(node) else node, fn, is_leaf=is_leaf
+    )
+
+
+def latent_sites(trace: dict[str, Site]) -> dict[str, Site]:
+    """Returns the unobserved sample sites of a trace."""
+    return {
+        name: site
+        for name, site in trace.items()
+        if site["type"] == "sample" and not site["is_observed"]
+    }
+
+
+def _scale(site: Site) -> Any:
+    return 1.0 if site["scale"] is None else site["scale"]

@@ -1,0 +1,23 @@
+"""Covariance functions on single points, their algebra, and the median lengthscale."""
+
+from implicitppl.kernels._base import ActiveDims, Kernel, Product, Scaled, Sum
+from implicitppl.kernels._distances import median_lengthscale, squared_distances
+from implicitppl.kernels._matern import Matern12, Matern32, Matern52
+from implicitppl.kernels._radial import RBF, InverseMultiquadric, Radial, RationalQuadratic
+
+__all__ = [
+    "RBF",
+    "ActiveDims",
+    "InverseMultiquadric",
+    "Kernel",
+    "Matern12",
+    "Matern32",
+    "Matern52",
+    "Product",
+    "Radial",
+    "RationalQuadratic",
+    "Scaled",
+    "Sum",
+    "median_lengthscale",
+    "squared_distances",
+]

@@ -1,0 +1,23 @@
+"""Linear algebra on plain arrays: safe Cholesky, leading eigenpairs, spectral filters.
+
+Nothing here knows about samples, kernels or scores; every function runs under `jit` and `vmap`.
+"""
+
+from implicitppl.linalg._checks import check_non_negative, check_positive
+from implicitppl.linalg._cholesky import SafeCholesky, safe_cholesky
+from implicitppl.linalg._eigen import Eigenpairs, top_eigenpairs
+from implicitppl.linalg._filters import Cutoff, ProductFilter, Ridge, SpectralFilter, Tikhonov
+
+__all__ = [
+    "Cutoff",
+    "Eigenpairs",
+    "ProductFilter",
+    "Ridge",
+    "SafeCholesky",
+    "SpectralFilter",
+    "Tikhonov",
+    "check_non_negative",
+    "check_positive",
+    "safe_cholesky",
+    "top_eigenpairs",
+]

@@ -1,0 +1,86 @@
+"""Cholesky factor of a matrix that is positive definite up to rounding.
+
+Find the smallest jitter e in {0, e_0, 10 e_0, 100 e_0, ...} * mean(diag A) for which
+A + e I = L L^T has a finite factor. The jitter is relative, so a matrix and its multiple by 1e-6
+are treated alike.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+class SafeCholesky(NamedTuple):
+    """A Cholesky factor and what it cost to get it.
+
+    Attributes:
+        factor: lower triangular L with L L^T = A + jitter I.
+        jitter: what was added to the diagonal, in the units of A; 0 where none was needed.
+        success: False where even the largest jitter failed; `factor` is then NaN.
+    """
+
+    factor: Float[Array, "N N"]
+    jitter: Float[Array, ""]
+    success: Bool[Array, ""]
+
+
+def safe_cholesky(
+    matrix: Float[Array, "N N"], *, jitter: float | None = None, num_tries: int = 6
+) -> SafeCholesky:
+    """Return the Cholesky factor of a symmetric matrix, adding the least jitter that works.
+
+    Tries A itself, then A + e mean(diag A) I for e = jitter, 10 jitter, 100 jitter, ... The
+    search does not enter derivatives; the factor does, at the jitter found.
+
+    Args:
+        matrix: symmetric (N, N); only its symmetric part is used.
+        jitter: first relative jitter. Default 10 machine epsilons of the dtype: rounding level.
+        num_tries: how many jitters are tried after 0. The default reaches 1e6 epsilons, about
+            0.1 relative in float32: beyond it the matrix is not a covariance with rounding error.
+
+    Returns:
+        `SafeCholesky(factor, jitter, success)`.
+
+    Raises:
+        ValueError: if `matrix` is not square or `num_tries` is negative.
+
+    Cost O(N^3) for each try and one more for the result. Fails (`success` False, NaN factor) for
+    matrices that are indefinite beyond rounding, or not finite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from implicitppl.linalg import safe_cholesky
+        >>> safe_cholesky(4.0 * jnp.eye(2)).factor.tolist()
+        [[2.0, 0.0], [0.0, 2.0]]
+        >>> bool(safe_cholesky(jnp.ones((3, 3))).jitter > 0)  # rank one
+        True
+    """
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"`matrix` must be square; got shape {matrix.shape}.")
+    if num_tries < 0:
+        raise ValueError(f"`num_tries` must be non-negative; got {num_tries}.")
+    first = 10 * float(jnp.finfo(matrix.dtype).eps) if jitter is None else jitter
+    scale = jnp.mean(jnp.abs(jnp.diagonal(matrix)))
+    frozen, unit = jax.lax.stop_gradient((matrix, scale))
+
+    def factor_with(relative: Float[Array, ""], a: Array, unit: Array) -> Array:
+        return jnp.linalg.cholesky(a + relative * unit * jnp.eye(a.shape[0], dtype=a.dtype))
+
+    def failed(relative: Array) -> Array:
+        return ~jnp.all(jnp.isfinite(factor_with(relative, frozen, unit)))
+
+    def keep_going(state: tuple[Array, Array, Array]) -> Array:
+        index, _, bad = state
+        return bad & (index < num_tries)
+
+    def escalate(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        index, relative, _ = state
+        relative = jnp.where(index == 0, jnp.asarray(first, matrix.dtype), 10 * relative)
+        return index + 1, relative, failed(relative)
+
+    zero = jnp.zeros((), matrix.dtype)
+    start = (jnp.zeros((), jnp.int32), zero, failed(zero))
+    _, relative, bad = jax.lax.while_loop(keep_going, escalate, start)
+    return SafeCholesky(factor_with(relative, matrix, scale), relative * unit, ~bad)

@@ -1,0 +1,22 @@
+"""The score grad log q of a distribution that can only be sampled.
+
+An estimator is data: a kernel, a spectral filter, a metric and a reference. `fit(samples)` returns
+a `FittedScore`, which is called on points. Nothing here imports NumPyro.
+"""
+
+from implicitppl.score._estimators import SSGE, KernelEstimator, Stein
+from implicitppl.score._fitted import FittedScore, ScoreInfo
+from implicitppl.score._gaussian import Gaussian
+from implicitppl.score._matching import matching_loss
+from implicitppl.score._surrogate import entropy_surrogate
+
+__all__ = [
+    "SSGE",
+    "FittedScore",
+    "Gaussian",
+    "KernelEstimator",
+    "ScoreInfo",
+    "Stein",
+    "entropy_surrogate",
+    "matching_loss",
+]

@@ -1,0 +1,87 @@
+"""Reference scores s0: what is known, or easily fitted, and need not be expanded in the kernel.
+
+s(x) = s0(x) + residual; the residual is what the kernel estimates, and away from the samples,
+where a kernel says nothing, s0 rules.
+
+    Gaussian: s0(x) = -P (x - mu), C = (1 - a) cov + a diag(cov), a from `shrinkage_amount`,
+              P = C^{-1} (1 - (1 - a)(D + 1)/(M - 1)) if M > D + 3, else C^{-1};
+              at a = 0 the factor is (M - D - 2)/(M - 1), unbiased for Gaussian samples.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import cho_solve
+from jaxtyping import Array, Float
+
+from implicitppl.score._moments import Moments, scaled_cholesky, shrinkage_amount, shrunk_covariance
+
+
+class Reference(eqx.Module):
+    """A score in data coordinates, with its divergence; rows in, rows out."""
+
+    @abstractmethod
+    def score(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
+        """Return s0 for every row."""
+
+    @abstractmethod
+    def divergence(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
+        """Return div s0 for every row."""
+
+
+class GaussianReference(Reference):
+    """The score of a Gaussian; 0 in constant coordinates."""
+
+    mean: Float[Array, " D"]
+    precision: Float[Array, "D D"]
+
+    def score(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
+        return -jnp.matmul(x - self.mean[None, :], self.precision, precision="highest")
+
+    def divergence(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
+        return jnp.full((x.shape[0],), -jnp.trace(self.precision), x.dtype)
+
+
+class CallableReference(Reference):
+    """A score given by the user as a function of one point (D,)."""
+
+    function: Callable[[Array], Array]
+
+    def score(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
+        return jax.vmap(self._one)(x)
+
+    def divergence(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
+        return jax.vmap(lambda point: jnp.trace(jax.jacfwd(self._one)(point)))(x)
+
+    def _one(self, point: Float[Array, " D"]) -> Float[Array, " D"]:
+        value = jnp.asarray(self.function(point))
+        if value.shape != point.shape:
+            raise ValueError(
+                f"`reference` must map a point of shape {point.shape} to a score of the same "
+                f"shape; got shape {value.shape}."
+            )
+        return value.astype(point.dtype)
+
+
+class StaticFunction(eqx.Module):
+    """A plain function as a PyTree without leaves, so that what holds it passes through `jit`."""
+
+    function: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __call__(self, x: Array) -> Array:
+        return self.function(x)
+
+
+def gaussian_reference(m: Moments, shrinkage: float | None = None) -> GaussianReference:
+    """Return the plug-in Gaussian score of samples with the given moments."""
+    dimension = m.mean.shape[0]
+    amount = shrinkage_amount(m) if shrinkage is None else jnp.asarray(shrinkage, m.size.dtype)
+    factor = scaled_cholesky(shrunk_covariance(m, amount))
+    inverse = cho_solve((factor, True), jnp.eye(dimension, dtype=factor.dtype))
+    unbiased = 1 - (1 - amount) * (dimension + 1) / jnp.maximum(m.size - 1, 1e-6)
+    precision = inverse * jnp.where(m.size > dimension + 3, unbiased, 1)
+    both = m.varies[:, None] & m.varies[None, :]
+    return GaussianReference(m.mean, jnp.where(both, precision, 0))
