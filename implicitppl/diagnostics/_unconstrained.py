@@ -122,6 +122,7 @@ def posterior_target(
     """
     kwargs = dict(model_kwargs or {})
     fixed = handlers.substitute(model, data=dict(params)) if params else model
+    _refuse_discrete(fixed, model_args, kwargs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         info = initialize_model(
@@ -159,16 +160,21 @@ def posterior_target(
     )
 
 
-def _latent_sites(trace: Any, z: Any) -> tuple[str, ...]:
-    latent = [
-        (k, site)
-        for k, site in trace.items()
-        if site["type"] == "sample" and not site["is_observed"]
-    ]
-    for k, site in latent:
-        if site["fn"].support.is_discrete:
+def _refuse_discrete(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Before `initialize_model`, which would try to enumerate discrete sites."""
+    seeded = handlers.substitute(
+        handlers.seed(model, random.key(0)), substitute_fn=init_to_uniform()
+    )
+    for k, site in handlers.trace(seeded).get_trace(*args, **kwargs).items():
+        latent = site["type"] == "sample" and not site["is_observed"]
+        if latent and site["fn"].support.is_discrete:
             raise ValueError(f"`model` must have continuous latent sites only; got discrete {k!r}.")
-    sites = tuple(k for k, _ in latent if k in z)
+
+
+def _latent_sites(trace: Any, z: Any) -> tuple[str, ...]:
+    sites = tuple(
+        k for k, s in trace.items() if s["type"] == "sample" and not s["is_observed"] and k in z
+    )
     if not sites:
         raise ValueError("`model` must have a latent site; got none.")
     return sites

@@ -14,6 +14,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from implicitppl.linalg import check_non_negative
@@ -134,7 +135,7 @@ class Scaled(Kernel):
     """
 
     kernel: Kernel
-    scale: float | Float[Array, ""]
+    scale: ArrayLike
 
     def __check_init__(self) -> None:
         check_non_negative("scale", self.scale)

@@ -11,14 +11,16 @@ from abc import abstractmethod
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from implicitppl.kernels._base import Kernel
 from implicitppl.kernels._distances import squared_distances
 from implicitppl.linalg import check_positive
 
-Lengthscale = float | Float[Array, ""] | Float[Array, " D"]
-Scalar = float | Float[Array, ""]
+# Shapes are checked where they meet the points: () or (D,) for a lengthscale, () for the others.
+Lengthscale = ArrayLike
+Scalar = ArrayLike
 
 
 class Radial(Kernel):

@@ -12,6 +12,7 @@ from abc import abstractmethod
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from implicitppl.linalg._checks import check_non_negative
@@ -32,7 +33,7 @@ class SpectralFilter(eqx.Module):
             num_samples: M, so that t_j = l_j / M.
         """
 
-    def __mul__(self, other: "SpectralFilter") -> "SpectralFilter":
+    def __mul__(self, other: "SpectralFilter") -> "ProductFilter":
         return ProductFilter(self, other)
 
     @property
@@ -67,7 +68,7 @@ class Cutoff(SpectralFilter):
     number: int | None = eqx.field(static=True)
     explained: float = eqx.field(static=True)
 
-    def __init__(self, number: int | None = None, explained: float = 0.99):
+    def __init__(self, number: int | None = None, explained: float | int = 0.99):
         if number is not None and (isinstance(number, bool) or int(number) != number or number < 1):
             raise ValueError(f"`number` must be an integer of at least 1; got {number}.")
         if not 0 < explained <= 1:
@@ -110,7 +111,7 @@ class Ridge(SpectralFilter):
         [0.5625, 0.25]
     """
 
-    ridge: float | Float[Array, ""]
+    ridge: ArrayLike
 
     def __check_init__(self) -> None:
         check_non_negative("ridge", self.ridge)
@@ -142,7 +143,7 @@ class Tikhonov(SpectralFilter):
         [0.75, 0.5]
     """
 
-    ridge: float | Float[Array, ""]
+    ridge: ArrayLike
 
     def __check_init__(self) -> None:
         check_non_negative("ridge", self.ridge)
@@ -171,12 +172,12 @@ class ProductFilter(SpectralFilter):
         return min((b for b in bounds if b is not None), default=None)
 
     @property
-    def ridge(self) -> float | Array:
+    def ridge(self) -> ArrayLike:
         """The sum of the ridges of both filters, for reports."""
         return getattr(self.first, "ridge", 0.0) + getattr(self.second, "ridge", 0.0)
 
 
-def _shrink(values: Float[Array, " J"], ridge: float | Float[Array, ""]) -> Float[Array, " J"]:
+def _shrink(values: Float[Array, " J"], ridge: ArrayLike) -> Float[Array, " J"]:
     """Return l / (l + eta), with 0 / 0 = 0 for a discarded pair at ridge 0."""
     total = values + jnp.asarray(ridge, values.dtype)
     return jnp.where(total > 0, values / jnp.where(total > 0, total, 1), 0)

@@ -5,7 +5,7 @@ differ in their filter only.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,7 +17,7 @@ from implicitppl.kernels import RBF, Kernel, median_lengthscale
 from implicitppl.linalg import Cutoff, Ridge, SpectralFilter, Tikhonov, check_positive
 from implicitppl.score._checks import check_samples, check_weights
 from implicitppl.score._fitted import Expansion, FittedScore, ScoreInfo
-from implicitppl.score._metric import Coordinates, Metric, check_metric, coordinates
+from implicitppl.score._metric import Coordinates, check_metric, coordinates
 from implicitppl.score._moments import Moments, moments
 from implicitppl.score._reference import (
     CallableReference,
@@ -28,7 +28,7 @@ from implicitppl.score._reference import (
 from implicitppl.score._spectral import spectral_fit
 
 KernelFamily = Callable[[Float[Array, ""]], Kernel]
-ReferenceLike = Literal["gaussian"] | Callable[[Array], Array] | None
+ReferenceLike = str | Callable[[Array], Array] | None
 
 
 class _FittedGaussian(eqx.Module):
@@ -68,9 +68,9 @@ class KernelEstimator(eqx.Module):
 
     filter: SpectralFilter
     kernel: Kernel | KernelFamily
-    lengthscale: float | Array | None
-    lengthscale_factor: float | Array
-    metric: Metric = eqx.field(static=True)
+    lengthscale: ArrayLike | None
+    lengthscale_factor: ArrayLike
+    metric: str = eqx.field(static=True)
     reference: eqx.Module | None
     max_eigenfunctions: int | None = eqx.field(static=True)
 
@@ -79,9 +79,9 @@ class KernelEstimator(eqx.Module):
         filter: SpectralFilter,
         kernel: Kernel | KernelFamily = RBF,
         *,
-        lengthscale: float | Array | None = None,
-        lengthscale_factor: float | Array = 1.0,
-        metric: Metric = "isotropic",
+        lengthscale: ArrayLike | None = None,
+        lengthscale_factor: ArrayLike = 1.0,
+        metric: str = "isotropic",
         reference: ReferenceLike = None,
         max_eigenfunctions: int | None = None,
     ):
@@ -170,12 +170,12 @@ class SSGE(KernelEstimator):
         self,
         kernel: Kernel | KernelFamily = RBF,
         *,
-        lengthscale: float | Array | None = None,
-        lengthscale_factor: float | Array = 1.0,
+        lengthscale: ArrayLike | None = None,
+        lengthscale_factor: ArrayLike = 1.0,
         num_eigenfunctions: int | None = None,
-        explained: float = 0.99,
-        ridge: float | Array = 0.0,
-        metric: Metric = "isotropic",
+        explained: float | int = 0.99,
+        ridge: ArrayLike = 0.0,
+        metric: str = "isotropic",
         reference: ReferenceLike = None,
         filter: SpectralFilter | None = None,
         max_eigenfunctions: int | None = None,
@@ -238,10 +238,10 @@ class Stein(KernelEstimator):
         self,
         kernel: Kernel | KernelFamily = RBF,
         *,
-        ridge: float | Array = 1.0,
-        lengthscale: float | Array | None = None,
-        lengthscale_factor: float | Array = 1.0,
-        metric: Metric = "isotropic",
+        ridge: ArrayLike = 1.0,
+        lengthscale: ArrayLike | None = None,
+        lengthscale_factor: ArrayLike = 1.0,
+        metric: str = "isotropic",
         reference: ReferenceLike = None,
         max_eigenfunctions: int | None = None,
     ):
@@ -267,6 +267,7 @@ def _fit(estimator: KernelEstimator, samples: Array, weights: Array | None) -> F
     where = _coordinates(estimator, m)
     z = where.to_metric(samples)
     kernel, lengthscale = _kernel(estimator, z, where)
+    kernel = jax.tree.map(lambda leaf: jnp.asarray(leaf, z.dtype), kernel)
     reference = _reference(estimator.reference, m)
     scores = None if reference is None else where.score_to_metric(reference.score(samples))
     result = spectral_fit(
@@ -363,6 +364,6 @@ def _reference_name(reference: eqx.Module | None) -> str:
     return "gaussian" if isinstance(reference, _FittedGaussian) else "callable"
 
 
-def _is_zero(ridge: float | Array) -> bool:
+def _is_zero(ridge: ArrayLike) -> bool:
     """Return whether a ridge is known to be absent; a traced or array ridge never is."""
     return isinstance(ridge, int | float) and ridge == 0

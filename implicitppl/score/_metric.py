@@ -9,8 +9,6 @@ The score in the original coordinates is equivariant under the named group becau
 (for the whitened metric from M = 5 (D + 1) on; with fewer samples the covariance is shrunk).
 """
 
-from typing import Literal, get_args
-
 import equinox as eqx
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
@@ -18,13 +16,13 @@ from jaxtyping import Array, Float
 
 from implicitppl.score._moments import Moments, scaled_cholesky, shrinkage_amount, shrunk_covariance
 
-Metric = Literal["isotropic", "diagonal", "whitened"]
+METRICS = ("isotropic", "diagonal", "whitened")
 
 
 def check_metric(metric: str) -> None:
     """Raise unless `metric` is one of the three names."""
-    if metric not in get_args(Metric):
-        raise ValueError(f"`metric` must be one of {', '.join(get_args(Metric))}; got {metric!r}.")
+    if metric not in METRICS:
+        raise ValueError(f"`metric` must be one of {', '.join(METRICS)}; got {metric!r}.")
 
 
 class Coordinates(eqx.Module):
@@ -66,7 +64,7 @@ class Coordinates(eqx.Module):
         return self.scale if self.scale.ndim == 0 else self.scale[None, :]
 
 
-def coordinates(metric: Metric, m: Moments) -> Coordinates:
+def coordinates(metric: str, m: Moments) -> Coordinates:
     """Return the coordinates of a metric for samples with the given moments."""
     variances = jnp.where(m.varies, jnp.diagonal(m.covariance), 1)
     if metric == "whitened":

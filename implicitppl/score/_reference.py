@@ -10,6 +10,7 @@ where a kernel says nothing, s0 rules.
 
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -69,9 +70,9 @@ class CallableReference(Reference):
 class StaticFunction(eqx.Module):
     """A plain function as a PyTree without leaves, so that what holds it passes through `jit`."""
 
-    function: Callable[[Array], Array] = eqx.field(static=True)
+    function: Callable[[Array], Any] = eqx.field(static=True)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array) -> Any:
         return self.function(x)
 
 

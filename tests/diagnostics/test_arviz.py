@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -177,7 +178,7 @@ def test_event_dims_and_clashing_names():
     guide = AutoNormal(model)
     svi = numpyro.infer.SVI(model, guide, numpyro.optim.Adam(0.1), numpyro.infer.Trace_ELBO())
     params = svi.get_params(svi.init(random.key(0), 1.0))
-    call = {"model_args": (1.0,), "num_samples": 4}
+    call: dict[str, Any] = {"model_args": (1.0,), "num_samples": 4}
     assert to_arviz(guide, params, **call)["posterior"]["b"].dims[2:] == ("group", "slope")
     renamed = to_arviz(guide, params, dims={"b": ["g"]}, **call)
     assert renamed["posterior"]["b"].dims[2:] == ("g", "b_dim_1")

@@ -121,7 +121,7 @@ def test_it_cannot_see_the_weights_of_separated_modes(key):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"samples": jnp.ones((3, 2))}, "at least 4 rows; got 3"),
+        ({"samples": jnp.ones((3, 2)), "scores": jnp.ones((3, 2))}, "at least 4 rows; got 3"),
         ({"samples": jnp.ones(8)}, r"shape \(N, D\); got \(8,\)|type-check"),
         ({"samples": jnp.full((8, 2), jnp.nan)}, "`samples` must be finite; got 8"),
         ({"scores": jnp.ones((8, 3))}, r"must have the shape of `samples`, \(8, 2\)|type-check"),

@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -156,7 +157,7 @@ def test_reference_restarts_estimator_and_bounds_add_rows():
     _init(correlated, guide)
     params = {"auto_loc": jnp.zeros(2), "auto_scale_tril": ROOT}
     exact = [{"x": random.normal(random.key(i), (2000, 2)) @ ROOT.T} for i in range(3)]
-    options = {"checks": ("psis",), "score_estimator": Gaussian()}
+    options: dict[str, Any] = {"checks": ("psis",), "score_estimator": Gaussian()}
     out = report(
         random.key(3), correlated, guide, params, reference=exact[0], restarts=exact[1:], **options
     )

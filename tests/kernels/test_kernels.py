@@ -1,5 +1,7 @@
 """Values, algebra and derivatives; one row per kernel."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,13 +19,13 @@ from implicitppl.kernels import (
     RationalQuadratic,
 )
 
-RADIAL = {
-    "RBF": (RBF, lambda l: sk.RBF(l)),
+RADIAL: dict[str, Any] = {
+    "RBF": (RBF, lambda scale: sk.RBF(scale)),
     "InverseMultiquadric": (InverseMultiquadric, None),
-    "RationalQuadratic": (RationalQuadratic, lambda l: sk.RationalQuadratic(l, 1.0)),
-    "Matern12": (Matern12, lambda l: sk.Matern(l, nu=0.5)),
-    "Matern32": (Matern32, lambda l: sk.Matern(l, nu=1.5)),
-    "Matern52": (Matern52, lambda l: sk.Matern(l, nu=2.5)),
+    "RationalQuadratic": (RationalQuadratic, lambda scale: sk.RationalQuadratic(scale, 1.0)),
+    "Matern12": (Matern12, lambda scale: sk.Matern(scale, nu=0.5)),
+    "Matern32": (Matern32, lambda scale: sk.Matern(scale, nu=1.5)),
+    "Matern52": (Matern52, lambda scale: sk.Matern(scale, nu=2.5)),
 }
 COMPOSITE = {
     "sum": lambda: RBF(0.7) + Matern32(1.3, 2.0),
@@ -47,7 +49,7 @@ def test_gram_agrees_with_scikit_learn(name, precision):
     expected = 1.7 * peer(0.8)(np.asarray(X, np.float64), np.asarray(Y, np.float64))
     gram = family(0.8, 1.7).gram(X, Y)
     assert gram.dtype == precision
-    np.testing.assert_allclose(gram, expected, atol=100 * jnp.finfo(precision).eps)
+    np.testing.assert_allclose(gram, expected, atol=100 * float(jnp.finfo(precision).eps))
 
 
 def test_inverse_multiquadric_and_exponent_in_closed_form():

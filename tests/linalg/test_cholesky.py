@@ -18,7 +18,7 @@ def test_well_conditioned_matrix_gets_no_jitter(precision):
     assert result.factor.dtype == precision
     assert float(result.jitter) == 0 and bool(result.success)
     expected = np.linalg.cholesky(np.asarray(matrix, np.float64))
-    np.testing.assert_allclose(result.factor, expected, atol=50 * jnp.finfo(precision).eps)
+    np.testing.assert_allclose(result.factor, expected, atol=50 * float(jnp.finfo(precision).eps))
 
 
 def test_rank_one_matrix_gets_the_least_jitter_and_it_is_relative(precision):

@@ -12,13 +12,16 @@ def _correlated(rng: np.random.Generator, num: int, dimension: int, rho: float) 
 
 def test_plug_in_formula_without_shrinkage(precision):
     x = _correlated(np.random.default_rng(0), 60, 4, 0.5) * np.array([1e-2, 1.0, 10.0, 1e3]) + 2
-    queries = x[:5] * 1.1
+    x = np.asarray(x, precision).astype(np.float64)  # what the estimator sees, exactly
+    queries = x[:5]
     precision_matrix = np.linalg.inv(np.cov(x.T)) * (60 - 4 - 2) / (60 - 1)
     expected = -(queries - x.mean(0)) @ precision_matrix
     fitted = Gaussian().fit(jnp.asarray(x, precision))
     result = fitted(jnp.asarray(queries, precision))
     tolerance = 1e-10 if precision == jnp.float64 else 1e-4
-    np.testing.assert_allclose(result, expected, atol=tolerance * np.abs(expected).max(0).min())
+    np.testing.assert_array_less(
+        np.abs(result - expected).max(0), tolerance * np.abs(expected).max(0)
+    )
     trace = fitted.divergence(jnp.asarray(queries, precision))
     np.testing.assert_allclose(trace, -np.trace(precision_matrix), rtol=max(tolerance, 1e-10))
 
