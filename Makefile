@@ -7,8 +7,12 @@ RUN := .venv/bin/python
 PYTEST := $(RUN) -m pytest -n $(WORKERS)
 
 # Two pytest workers on two cores: one thread each.
-ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 \
-  XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+THREADS := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
+XLA_THREADS := --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1
+ONE_THREAD := $(THREADS) XLA_FLAGS="$(XLA_THREADS)"
+# The fast tests compile more than they compute: compile without optimising.
+FAST_COMPILE := $(THREADS) XLA_FLAGS="$(XLA_THREADS) \
+  --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow doctest examples check format bench docs clean
@@ -24,13 +28,13 @@ demo: setup ## the main example, on real data (ARGS="--quick", ARGS="--help")
 	$(RUN) examples/quickstart.py $(ARGS)
 
 test: setup ## the fast tests (ARGS="-k name")
-	$(ONE_THREAD) $(PYTEST) -m "not slow and not statistical" $(ARGS)
+	$(FAST_COMPILE) $(PYTEST) -m "not slow and not statistical" $(ARGS)
 
 test-slow: setup ## the slow and the statistical tests
 	$(ONE_THREAD) $(PYTEST) -m "slow or statistical" $(ARGS)
 
 doctest: setup ## the examples in the docstrings
-	$(ONE_THREAD) $(PYTEST) --doctest-modules implicitppl $(ARGS)
+	$(FAST_COMPILE) $(PYTEST) --doctest-modules implicitppl $(ARGS)
 
 examples: setup ## every example in its small form
 	@set -e; for script in examples/[a-z]*.py; do \

@@ -83,7 +83,9 @@ def run_nuts(
     return mcmc, time.perf_counter() - began
 
 
-def table(name: str, reference: Draws, fits: dict[str, tuple[Draws, float]], sites: list[str]) -> str:
+def table(
+    name: str, reference: Draws, fits: dict[str, tuple[Draws, float]], sites: list[str]
+) -> str:
     """Posterior means and sds of every method, then the worst errors against NUTS, in its sd."""
     lines = [f"{name}: mean (sd)"]
     labels = [label for label, _ in columns(reference, sites)]

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-RUN = [ROOT / "README.md", ROOT / "docs" / "start.md"]
+RUN = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{page}.md" for page in ("start", "guides", "extending")),
+]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)

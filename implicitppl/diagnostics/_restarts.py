@@ -71,8 +71,8 @@ def restart_spread(
     spread does not mean that the answer is right: every restart can miss the same mode.
 
     Args:
-        draws: one dict of `(S, ...)` draws (or ArviZ object) per fit, or a function `seed ->
-        draws`.
+        draws: one dict of `(S, ...)` draws (or ArviZ object) per fit, or a function of the seed
+            that returns one.
         seeds: seeds for the function; ignored for a sequence.
         var_names: sites to compare; default all of the first fit.
         key: random key of directions and of the random halves; fixed by default.

@@ -4,6 +4,9 @@
 
     m(e) = exp(a(e)) o e + b(e),   s(e) = exp(a(e)) o sigma,   u = m(e) + s(e) o n,   z = loc + L u.
 
+sigma is learned below a cap (`MAX_SIGMA`): without one it may grow until the last layer alone
+makes the draw, and a Gaussian is all that is left.
+
 a and b are the outputs of one network whose last layer starts at zero, so that training starts from
 the Gaussian N(loc, (1 + sigma^2) L L^T) and the family contains every Gaussian. z given e is
 Gaussian, which makes the marginal semi-implicit (Yin and Zhou 2018). A second network proposes e
@@ -28,6 +31,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 LOG_2PI = 1.8378770664093453
 MAX_LOG_RATIO = 3.0
+MAX_SIGMA = 1.0
 MAX_FULL_JACOBIAN = 32
 
 Vector = Float[Array, " D"]
@@ -75,13 +79,14 @@ class ResidualGenerator(eqx.Module):
         key: for the networks' first layers; the last ones start at zero.
         loc: starting mean, (D,). Default zero.
         scale: starting standard deviation of every coordinate.
-        sigma: starting scale of the last Gaussian layer, relative to `scale`; learned.
+        sigma: starting scale of the last Gaussian layer, relative to `scale`; learned, below 1.
         width: units of the two hidden layers of both networks. Default 48 + D.
         jacobian: "full" for the D x D Jacobian in the reverse proposal, "diagonal" for exp(a) in
             its place (O(D) instead of O(D^3), looser bounds), "auto" for "full" up to D = 32.
 
     Raises:
-        ValueError: for a size below 1, a scale or sigma that is not positive, an unknown jacobian.
+        ValueError: for a size below 1, a scale that is not positive, a sigma that is not in
+            (0, 1), an unknown jacobian.
 
     Cost: a draw is one pass of the network and O(D^2); `reverse` with the full Jacobian is D passes
     and O(D^3).
@@ -97,7 +102,7 @@ class ResidualGenerator(eqx.Module):
     loc: Vector
     log_scale: Vector
     lower: Float[Array, "D D"]
-    log_sigma: Vector
+    raw_sigma: Vector
     forward: eqx.nn.MLP
     backward: eqx.nn.MLP
     size: int = eqx.field(static=True)
@@ -116,9 +121,10 @@ class ResidualGenerator(eqx.Module):
     ) -> None:
         if size < 1:
             raise ValueError(f"`size` must be at least 1; got {size}.")
-        for name, value in (("scale", scale), ("sigma", sigma)):
-            if not value > 0:
-                raise ValueError(f"`{name}` must be positive; got {value}.")
+        if not scale > 0:
+            raise ValueError(f"`scale` must be positive; got {scale}.")
+        if not 0 < sigma < MAX_SIGMA:
+            raise ValueError(f"`sigma` must be between 0 and {MAX_SIGMA}; got {sigma}.")
         if jacobian not in ("full", "diagonal", "auto"):
             raise ValueError(f"`jacobian` must be 'full', 'diagonal' or 'auto'; got {jacobian!r}.")
         if jacobian == "auto":
@@ -129,7 +135,7 @@ class ResidualGenerator(eqx.Module):
         self.loc = _vector(size, loc)
         self.log_scale = jnp.full_like(self.loc, math.log(scale))
         self.lower = jnp.zeros((size, size), self.loc.dtype)
-        self.log_sigma = jnp.full_like(self.loc, math.log(sigma))
+        self.raw_sigma = jnp.full_like(self.loc, math.log(sigma / (MAX_SIGMA - sigma)))
         dtype = self.loc.dtype
         self.forward = _network(size, 2 * size, width, dtype, forward_key)
         self.backward = _network(size, size, width, dtype, backward_key)
@@ -141,15 +147,20 @@ class ResidualGenerator(eqx.Module):
         return jnp.exp(self.log_scale)[:, None] * unit
 
     @property
+    def sigma(self) -> Vector:
+        """Relative scale of the last Gaussian layer, (D,), between 0 and `MAX_SIGMA`."""
+        return MAX_SIGMA * jax.nn.sigmoid(self.raw_sigma)
+
+    @property
     def log_abs_det(self) -> Float[Array, ""]:
-        """log |det L|."""
+        """Log |det L|."""
         return jnp.sum(self.log_scale)
 
     def conditional(self, noise: Vector) -> tuple[Vector, Vector]:
         """Returns the mean m and standard deviation s of u given the noise."""
         log_ratio, shift = jnp.split(self.forward(noise), 2)
         log_ratio = MAX_LOG_RATIO * jnp.tanh(log_ratio / MAX_LOG_RATIO)
-        return jnp.exp(log_ratio) * noise + shift, jnp.exp(log_ratio + self.log_sigma)
+        return jnp.exp(log_ratio) * noise + shift, jnp.exp(log_ratio) * self.sigma
 
     def push(self, u: Vector) -> Vector:
         """Returns z = loc + L u."""
@@ -173,11 +184,11 @@ class ResidualGenerator(eqx.Module):
 
     def reverse(self, u: Vector) -> Reverse:
         """Returns the proposal r(noise | u), one Gauss-Newton step from the second network."""
-        start = u / (1.0 + jnp.exp(2.0 * self.log_sigma)) + self.backward(u)
+        start = u / (1.0 + self.sigma**2) + self.backward(u)
         mean, scale = self.conditional(start)
         residual = (u - mean) / scale
         if self.jacobian == "diagonal":
-            slope = jnp.exp(-self.log_sigma)
+            slope = 1.0 / self.sigma
             precision = 1.0 + slope**2
             return Reverse(start + (slope * residual - start) / precision, jnp.sqrt(precision))
         slope = jax.jacfwd(lambda noise: self.conditional(noise)[0])(start) / scale[:, None]

@@ -132,9 +132,9 @@ class Implicit(OrderedDistribution):
         for length in shape:
             size *= length
         rows = jax.tree.map(
-            lambda x: jnp.broadcast_to(
-                x, (*sample_shape, *jnp.shape(x))
-            ).reshape(size, *jnp.shape(x)[len(self.batch_shape) :]),
+            lambda x: jnp.broadcast_to(x, (*sample_shape, *jnp.shape(x))).reshape(
+                size, *jnp.shape(x)[len(self.batch_shape) :]
+            ),
             self._context,
         )
         draws = jax.vmap(self.sampler)(jax.random.split(key, size), *rows)

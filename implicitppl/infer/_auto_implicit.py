@@ -155,7 +155,7 @@ class AutoImplicit(AutoContinuous):
         num_samples: int = 1000,
         num_inner: int = 64,
     ) -> tuple[Array, Array, Array]:
-        """Returns unconstrained draws (S, D) with a lower and an upper bound of log q at each, (S,).
+        """Returns unconstrained draws (S, D) and a lower and an upper bound of log q at each, (S,).
 
         Raises:
             ValueError: for a purely implicit generator.

@@ -1,7 +1,7 @@
 """Saving and restoring the state of a run with orbax, which writes atomically and keeps dtypes."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -29,7 +29,7 @@ def load_newest(folder: Path, like: State) -> State:
         return checkpointer.restore(folder.absolute() / str(max(steps)), template)
 
 
-def _checkpointer():  # noqa: ANN202 (an optional dependency has the type)
+def _checkpointer() -> Any:
     try:
         import orbax.checkpoint as ocp
     except ImportError as error:

@@ -5,8 +5,8 @@ biased low; for Gaussian data the bias is known exactly (Wishart), and it is rem
 
     E log det S = log det C + sum_i digamma((n + 1 - i) / 2) + D log(2 / n),   n = P - 1.
 
-With P - 1 <= D particles the covariance is singular, and the sum of the coordinates' bounds is used,
-which is larger.
+With P - 1 <= D particles the covariance is singular, and the sum of the coordinates' bounds is
+used, which is larger.
 """
 
 import jax.numpy as jnp

@@ -40,7 +40,7 @@ Params = dict[str, Any]
 FINAL_RATE = 0.01
 GRADIENT_CLIP = 20.0
 NUM_PROBES = 256
-MIN_EXPLORE = 600
+MIN_EXPLORE = 1500
 CALM_CHECKS = 2
 NUM_PARTICLES = 256
 
@@ -66,8 +66,8 @@ class FitState(NamedTuple):
 class FitResult(NamedTuple):
     """A trained guide.
 
-    `params` are what `guide.sample_posterior` takes; `losses` (num_steps,) the loss of each step and
-    `objective` what it means; `converged` is False if the budget ended the exploration; `state` may
+    `params` are what `guide.sample_posterior` takes; `losses` (num_steps,) the loss of each step
+    and `objective` what it means; `converged` is False if the budget ended the exploration; `state` may
     be handed to `numpyro.infer.SVI` or inspected.
     """
 
@@ -96,7 +96,7 @@ def fit(
     guide: Callable[..., Any],
     *args: Any,
     loss: ELBO | None = None,
-    num_steps: int = 5000,
+    num_steps: int = 6000,
     learning_rate: float = 0.02,
     check_every: int = 100,
     tolerance: float = 0.01,
@@ -183,17 +183,19 @@ class _Runner:
         """Returns the state before the first step."""
         svi_state = self.svi.init(key, *args, init_params=init_params, **kwargs)
         params = self.svi.optim.get_params(svi_state.optim_state)
-        return _strong_types(FitState(
-            svi=svi_state,
-            step=jnp.array(0),
-            anneal_start=jnp.array(-1),
-            end=jnp.array(self.plan.num_steps),
-            average=jax.tree.map(jnp.zeros_like, params),
-            num_averaged=jnp.array(0),
-            probe=self.probe(svi_state, args, kwargs),
-            calm_checks=jnp.array(0),
-            losses=jnp.full(self.plan.num_steps, jnp.nan),
-        ))
+        return _strong_types(
+            FitState(
+                svi=svi_state,
+                step=jnp.array(0),
+                anneal_start=jnp.array(-1),
+                end=jnp.array(self.plan.num_steps),
+                average=jax.tree.map(jnp.zeros_like, params),
+                num_averaged=jnp.array(0),
+                probe=self.probe(svi_state, args, kwargs),
+                calm_checks=jnp.array(0),
+                losses=jnp.full(self.plan.num_steps, jnp.nan),
+            )
+        )
 
     def describe(self, state: FitState, args: Any, kwargs: Any) -> str:
         """Returns what the loss means for this guide."""
@@ -271,8 +273,8 @@ class _Runner:
         calm_checks = int(state.calm_checks) + 1 if calm else 0
         remaining = self.plan.num_steps - step
         start, end = -1, int(state.end)
-        if calm_checks >= CALM_CHECKS or remaining <= step + every:
-            start, end = step, step + every * min(remaining // every, max(step // every, 1))
+        if calm_checks >= CALM_CHECKS or remaining <= step:
+            start, end = step, step + every * (min(remaining, step) // every)
         new = state._replace(
             probe=probe,
             calm_checks=jnp.array(calm_checks),

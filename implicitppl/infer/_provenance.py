@@ -62,7 +62,8 @@ def joint_groups(
     """Returns groups of sites that need one joint score, so that every scored site is in one.
 
     A group holds scored sites and every random ancestor of theirs, in the order of the guide;
-    groups that share a site are merged. Delta sites are functions of their parents and are left out.
+    groups that share a site are merged. Delta sites are functions of their parents and are left
+    out.
 
     Raises:
         ValueError: if an implicit site in a plate, or an ancestor in a plate, depends on other

@@ -28,8 +28,8 @@ _WRAPPERS = (
 class Pulled(NamedTuple):
     """An implicit draw before its transforms, seen as a batch of vectors.
 
-    `u` is (*batch, D), `log_det` and `weight` are (*batch,): log |dx/du| summed over each event, and
-    the plate scale times the mask.
+    `u` is (*batch, D), `log_det` and `weight` are (*batch,): log |dx/du| summed over each event,
+    and the plate scale times the mask.
     """
 
     u: Array

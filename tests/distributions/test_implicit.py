@@ -69,7 +69,9 @@ def test_draws_have_the_moments_of_the_sampler_and_are_independent():
 def test_context_gives_each_element_its_own_row():
     shifts = jnp.array([0.0, 100.0, -50.0])
     d = Implicit(
-        lambda key, shift: shift + jax.random.normal(key, (1,)), (1,), context=(shifts,),
+        lambda key, shift: shift + jax.random.normal(key, (1,)),
+        (1,),
+        context=(shifts,),
         batch_shape=(3,),
     )
     draws = d.sample(jax.random.key(0), (7,))
