@@ -66,9 +66,9 @@ POSTERIORS: dict[str, tuple[Callable[..., None], tuple[jax.Array, ...], list[str
     "growth": (growth, (YEARS, CENSUS), ["capacity", "rate", "start", "noise"]),
 }
 GUIDES = {
-    "AutoNormal": (AutoNormal, Trace_ELBO(num_particles=32)),
-    "AutoMultivariateNormal": (AutoMultivariateNormal, Trace_ELBO(num_particles=32)),
-    "AutoImplicit": (ip.infer.AutoImplicit, ip.infer.ImplicitELBO(num_particles=100)),
+    "AutoNormal": (AutoNormal, Trace_ELBO(num_particles=16)),
+    "AutoMultivariateNormal": (AutoMultivariateNormal, Trace_ELBO(num_particles=16)),
+    "AutoImplicit": (ip.infer.AutoImplicit, ip.infer.ImplicitELBO(num_particles=200)),
 }
 
 
@@ -126,7 +126,7 @@ def run(name: str, args: argparse.Namespace) -> str:
     """One posterior: NUTS, the guides, the table, the pictures and the files."""
     model, data, sites = POSTERIORS[name]
     nuts_key, fit_key, draw_key, arviz_key = jax.random.split(jax.random.key(args.seed), 4)
-    num = 300 if args.quick else 2000
+    num = 300 if args.quick else 1000
     mcmc, seconds = run_nuts(nuts_key, model, data, num)
     reference = {site: np.asarray(x) for site, x in mcmc.get_samples().items()}
     fits: dict[str, tuple[Draws, float]] = {"NUTS": (reference, seconds)}
@@ -135,7 +135,7 @@ def run(name: str, args: argparse.Namespace) -> str:
         began = time.perf_counter()
         guide = guide_type(model, init_loc_fn=init_to_median())
         result = ip.infer.fit(
-            fit_key, model, guide, *data, loss=loss, num_steps=300 if args.quick else 4000
+            fit_key, model, guide, *data, loss=loss, num_steps=300 if args.quick else 3000
         )
         draws = guide.sample_posterior(draw_key, result.params, *data, sample_shape=(4 * num,))
         draws = {site: np.asarray(x) for site, x in draws.items()}

@@ -6,8 +6,9 @@ What each guide site adds to log q:
 - a semi-implicit site: the augmented log density of (noise, draw), so the loss stays a bound;
 - an implicit site: only the gradient, from the score s of its draws. E over q of log q has the
   gradient E[s(z)^T dz], because the score-function term E[d log q / d phi] is zero. The particles
-  are their own bank: at each element of a plate the P particles give one score estimate, and the
-  empirical Stein identity holds on them exactly.
+  are their own bank: at each element of a plate the P particles give one score estimate. With
+  `SSGE` the empirical Stein identity then holds exactly along every eigenfunction that is kept,
+  but not along the coordinates: few particles make the guide a few per cent too narrow.
 
 In place of the unknown value of log q at implicit sites stands minus the entropy of a Gaussian with
 the particles' covariance, the largest that they could have: the reported number is then a lower

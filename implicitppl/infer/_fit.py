@@ -67,8 +67,8 @@ class FitResult(NamedTuple):
     """A trained guide.
 
     `params` are what `guide.sample_posterior` takes; `losses` (num_steps,) the loss of each step
-    and `objective` what it means; `converged` is False if the budget ended the exploration; `state` may
-    be handed to `numpyro.infer.SVI` or inspected.
+    and `objective` what it means; `converged` is False if the budget ended the exploration;
+    `state` may be handed to `numpyro.infer.SVI` or inspected.
     """
 
     params: Params

@@ -67,6 +67,7 @@ def _parameters(guide, *args):
 
 
 @pytest.mark.smoke
+@pytest.mark.smoke
 def test_mcmc(mcmc, tmp_path):
     data = to_arviz(mcmc, num_prior_samples=5, coords={"school": list("ABCDEFGH")})
     assert groups_of(data) == {
@@ -120,6 +121,7 @@ def test_fixed_length_hmc_has_no_tree_depth():
     assert groups_of(data) == {"posterior", "sample_stats"}
 
 
+@pytest.mark.smoke
 @pytest.mark.smoke
 @pytest.mark.parametrize("guide_class", [AutoNormal, AutoMultivariateNormal])
 def test_guide(guide_class, tmp_path):

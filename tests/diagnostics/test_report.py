@@ -72,6 +72,7 @@ def test_constrain_and_unconstrain_are_inverse():
     np.testing.assert_allclose(target.log_densities(z), prior + volume, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide_class", [AutoNormal, AutoMultivariateNormal, AutoIAFNormal])
 def test_guide_densities_integrate_to_one(guide_class):
     """E_q[r / q] = 1 for a narrow normalised density r inside q."""
@@ -121,6 +122,7 @@ def test_an_exact_guide_passes_and_the_report_prints():
         out["x"]
 
 
+@pytest.mark.slow
 def test_the_mean_field_optimum_is_rejected_by_what_can_see_it():
     # KL(q, p) optimum among independent Gaussians: variance 1 - .8^2
     guide, params = _exact_fit(0.6 * jnp.eye(2))
@@ -133,6 +135,7 @@ def test_the_mean_field_optimum_is_rejected_by_what_can_see_it():
     assert out["Stein slope, worst direction"].verdict == "bad"
 
 
+@pytest.mark.slow
 def test_reference_restarts_estimator_and_bounds_add_rows():
     class Bounded(AutoMultivariateNormal):
         """Mimics a semi-implicit guide: bounds instead of a density."""

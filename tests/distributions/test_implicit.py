@@ -96,6 +96,7 @@ def test_support_is_reached_by_a_bijection():
     assert jnp.all(d.support(draws))
 
 
+@pytest.mark.smoke
 def test_distribution_crosses_jit_and_compiles_once():
     count = 0
 
@@ -160,6 +161,7 @@ def test_errors_name_argument_rule_and_value(build, message):
         build()
 
 
+@pytest.mark.smoke
 def test_nuts_refuses_an_implicit_site():
     def model():
         x = numpyro.sample("x", Implicit(affine(), (2,)))

@@ -58,6 +58,7 @@ def check_moments(draws: np.ndarray, tolerance: float = 0.05) -> bool:
     )
 
 
+@pytest.mark.smoke
 def test_a_gaussian_posterior_is_recovered_with_its_correlations(gaussian_fit):
     guide, result = gaussian_fit
     draws = guide.sample_posterior(jax.random.key(1), result.params, sample_shape=(20_000,))["x"]
@@ -85,6 +86,7 @@ def test_density_bounds_bracket_the_true_density(gaussian_fit):
     assert float(jnp.mean(upper - lower)) > -0.005
 
 
+@pytest.mark.smoke
 def test_sites_come_back_on_their_own_scale(mixed_fit):
     guide, result = mixed_fit
     draws = guide.sample_posterior(KEY, result.params, 1.0, sample_shape=(2, 5))
@@ -108,6 +110,7 @@ def test_quantiles_are_those_of_the_draws(mixed_fit):
     assert got["weights"].shape == (3, 3)
 
 
+@pytest.mark.smoke
 def test_predictive_runs_the_guide(mixed_fit):
     guide, result = mixed_fit
     predictive = Predictive(mixed_supports, guide=guide, params=result.params, num_samples=6)

@@ -47,6 +47,7 @@ def implicit_guide() -> None:
     numpyro.sample("z", scaled(numpyro.param("a", 0.5)))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("a", [0.5, 2.0])
 @pytest.mark.parametrize("estimator", [SSGE(), SSGE(reference="gaussian"), Gaussian()])
 def test_gradient_is_that_of_the_kl_between_gaussians(a, estimator):
@@ -236,6 +237,7 @@ def test_a_discrete_latent_site_is_refused():
         ImplicitELBO(4).loss(KEY, {}, model, guide)
 
 
+@pytest.mark.smoke
 def test_mutable_state_is_kept_with_many_particles():
     def guide() -> None:
         holder = numpyro.primitives.mutable("ema", {"mean": jnp.array(0.0), "count": jnp.array(0)})

@@ -41,6 +41,7 @@ def test_a_short_budget_is_not_called_converged():
     assert not result.converged and result.num_steps == 200
 
 
+@pytest.mark.smoke
 def test_resuming_from_a_checkpoint_gives_the_same_bits(tmp_path: Path):
     pytest.importorskip("orbax.checkpoint")
     guide = AutoNormal(model)

@@ -39,6 +39,7 @@ def original_ssge(
     return score
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("ridge", [0.0, 0.1])
 def test_agrees_with_the_published_algorithm(ridge, precision):
     x, queries = _samples(), _samples(1, 7)
