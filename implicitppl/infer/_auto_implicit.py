@@ -19,6 +19,7 @@ from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.initialization import init_to_median
 
 from implicitppl.distributions import Implicit, ResidualGenerator, SemiImplicit
+from implicitppl.infer._sites import latent_sites
 
 Params = dict[str, Any]
 Sampler = Callable[..., Array]
@@ -92,6 +93,11 @@ class AutoImplicit(AutoContinuous):
     def has_density_bounds(self) -> bool:
         """True for a semi-implicit generator. Known once the guide has seen the model."""
         return isinstance(self._template(), ResidualGenerator)
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        """Looks at the model once, as every AutoGuide does; refuses discrete latent sites first."""
+        _refuse_discrete(self.model, args, kwargs)
+        super()._setup_prototype(*args, **kwargs)
 
     def _make(self, key: PRNGKeyArray) -> Any:
         """Returns a fresh generator; a module given by the user is returned as it is."""
@@ -207,3 +213,21 @@ class AutoImplicit(AutoContinuous):
     def median(self, params: Params, **options: Any) -> dict[str, Array]:
         """Returns the median of each site from draws; options as in `quantiles`."""
         return self.quantiles(params, 0.5, **options)
+
+
+def _refuse_discrete(model: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    """Raises for a discrete latent site. The model is traced abstractly; nothing is computed."""
+    found: list[str] = []
+
+    def look() -> None:
+        with handlers.block():
+            seeded = handlers.seed(model, jax.random.key(0))
+            sites = latent_sites(handlers.trace(seeded).get_trace(*args, **kwargs))
+        found.extend(name for name, site in sites.items() if site["fn"].support.is_discrete)
+
+    jax.eval_shape(look)
+    if found:
+        raise ValueError(
+            f"`model` must have continuous latent sites only; got discrete {found}. Sum them out, "
+            "or hide them from this guide and give them another one (`AutoGuideList`)."
+        )
