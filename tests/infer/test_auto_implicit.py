@@ -201,7 +201,7 @@ def test_a_banana_is_within_the_limits_where_a_gaussian_is_not():
         return float(mean), float(np.abs(levels / sd).max())
 
     guide = AutoImplicit(banana)
-    result = fit(KEY, banana, guide, num_steps=2500, progress_bar=False)
+    result = fit(KEY, banana, guide, progress_bar=False)
     draws = guide.sample_posterior(jax.random.key(1), result.params, sample_shape=(20_000,))
     mean, quantile = errors(draws)
     assert mean < 0.1 and quantile < 0.15
@@ -251,7 +251,14 @@ def test_eight_schools_agrees_with_nuts():
             z = numpyro.sample("z", dist.Normal(0.0, 1.0))
             numpyro.sample("y", dist.Normal(mu + tau * z, s), obs=y)
 
-    mcmc = MCMC(NUTS(model), num_warmup=1000, num_samples=2500, num_chains=4, progress_bar=False)
+    mcmc = MCMC(
+        NUTS(model),
+        num_warmup=1000,
+        num_samples=2500,
+        num_chains=4,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
     mcmc.run(KEY)
     reference = mcmc.get_samples()
     guide = AutoImplicit(model)
