@@ -4,7 +4,7 @@
     python -m benchmarks.purely_implicit --quick   (two rows)
     python -m benchmarks.purely_implicit --table   (the table of docs/accuracy.md)
 
-Six runs took ten CPU minutes on a busy machine; every row states its own seconds.
+The four runs of the result file took five CPU minutes; every row states its own seconds.
 
 The sampler is `NoiseGenerator`: it has no conditional layer, so its score comes from the particles.
 """

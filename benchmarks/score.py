@@ -1,6 +1,6 @@
 """Accuracy and time of score estimators on three densities with a known score.
 
-    python -m benchmarks.score              (result file, about ten CPU minutes)
+    python -m benchmarks.score              (result file; not timed yet)
     python -m benchmarks.score --quick      (one seed, 100 samples, half a CPU minute)
     python -m benchmarks.score --table      (prints the Markdown table of the result file)
 
