@@ -69,7 +69,8 @@ class FitResult(NamedTuple):
     `params` are what `guide.sample_posterior` takes; `losses` (num_steps,) the loss of each step
     and `objective` what it means; `converged` is False if the budget ended the exploration;
     True says that the objective stopped falling, not that the guide is right, which is for
-    `implicitppl.diagnostics.report` to check; `state` may be handed to `numpyro.infer.SVI` or inspected.
+    `implicitppl.diagnostics.report` to check; `state` may be handed to
+    `numpyro.infer.SVI` or inspected.
     """
 
     params: Params
