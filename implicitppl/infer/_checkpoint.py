@@ -14,16 +14,16 @@ def save(folder: Path, step: int, state: object) -> None:
         checkpointer.save(folder.absolute() / str(step), state, force=True)
 
 
-def load_newest(folder: Path, like: State) -> State:
-    """Returns the newest state in the folder, or `like` if there is none.
+def load_newest(folder: Path, like: State) -> State | None:
+    """Returns the newest state in the folder, or None if there is none.
 
     Args:
         folder: that `save` wrote to.
-        like: a state of the same structure, shapes and dtypes.
+        like: a state of the same structure, shapes and dtypes; its leaves may be abstract.
     """
     steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
     if not steps:
-        return like
+        return None
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
     with _checkpointer() as checkpointer:
         return checkpointer.restore(folder.absolute() / str(max(steps)), template)

@@ -3,7 +3,7 @@
 What each guide site adds to log q:
 
 - a site with a density: its log density, exactly, as in `numpyro.infer.Trace_ELBO`;
-- a semi-implicit site: the augmented log density of (noise, draw), so the loss stays a bound;
+- a semi-implicit site: its log density by change of variables, with the gradient of the path only;
 - an implicit site: only the gradient, from the score s of its draws. E over q of log q has the
   gradient E[s(z)^T dz], because the score-function term E[d log q / d phi] is zero. The particles
   are their own bank: at each element of a plate the P particles give one score estimate. With
@@ -25,6 +25,7 @@ from numpyro import handlers
 from numpyro.infer import ELBO
 from numpyro.util import check_model_guide_match
 
+from implicitppl.distributions import SemiImplicit
 from implicitppl.infer._entropy import gaussian_entropy
 from implicitppl.infer._plates import shared_plates
 from implicitppl.infer._provenance import joint_groups, parents
@@ -36,13 +37,16 @@ from implicitppl.infer._sites import (
     pull_back,
     site_log_prob,
 )
+from implicitppl.infer._trust import bounded_pull
 from implicitppl.score import SSGE, entropy_surrogate
 
 Params = dict[str, Any]
 ModelLike = Callable[..., Any]
 
-BOUND = "negative ELBO (upper bound in the space of draw and noise)"
+CHANGE = "negative ELBO (by change of variables: exact while the sampler is one-to-one)"
 EXPLICIT = "negative ELBO"
+BARRIER_WEIGHT = 2.0
+MIN_GUARDS = 8
 SURROGATE = "surrogate: entropy replaced by a Gaussian's, a lower bound of the negative ELBO"
 
 
@@ -74,6 +78,9 @@ class ImplicitELBO(ELBO):
             guide when they are used in-sample, as here.
         score_sites: "implicit", or "all" to estimate the score of semi-implicit sites from the
             particles too, instead of using their conditional layer (a comparison; rarely better).
+        trust_radius: bounds the gradient of one particle at a semi-implicit site, in units of the
+            guide's scale and of sqrt(D). None for no bound, which forward-mode differentiation
+            needs (the bound is a rule of reverse mode).
         vectorize_particles: as in NumPyro: True for `vmap`, False for `lax.map`, or a callable.
 
     Raises:
@@ -99,7 +106,7 @@ class ImplicitELBO(ELBO):
         >>> svi = numpyro.infer.SVI(model, guide, optax.adam(1e-2), loss)
         >>> state = svi.init(jax.random.key(0), 3.0)
         >>> loss.objective(jax.random.key(1), svi.get_params(state), model, guide, 3.0)
-        'negative ELBO (upper bound in the space of draw and noise)'
+        'negative ELBO (by change of variables: exact while the sampler is one-to-one)'
     """
 
     def __init__(
@@ -108,6 +115,7 @@ class ImplicitELBO(ELBO):
         estimator: Estimator | None = None,
         *,
         score_sites: str = "implicit",
+        trust_radius: float | None = 5.0,
         vectorize_particles: bool | Callable[..., Any] = True,
     ) -> None:
         if num_particles < 2:
@@ -117,11 +125,13 @@ class ImplicitELBO(ELBO):
             )
         if score_sites not in ("implicit", "all"):
             raise ValueError(f"`score_sites` must be 'implicit' or 'all'; got {score_sites!r}.")
+        if trust_radius is not None and not trust_radius > 0:
+            raise ValueError(f"`trust_radius` must be positive or None; got {trust_radius}.")
         if estimator is not None and not hasattr(estimator, "fit"):
             raise ValueError(f"`estimator` must have a `fit` method; got {estimator!r}.")
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
         self.estimator: Estimator = SSGE() if estimator is None else estimator
-        self.score_sites = score_sites
+        self.score_sites, self.trust_radius = score_sites, trust_radius
 
     def objective(
         self,
@@ -137,7 +147,7 @@ class ImplicitELBO(ELBO):
         kinds = {kind_of(site) for site in latent_sites(trace).values()}
         if "implicit" in kinds or ("semi-implicit" in kinds and self.score_sites == "all"):
             return SURROGATE
-        return BOUND if "semi-implicit" in kinds else EXPLICIT
+        return CHANGE if "semi-implicit" in kinds else EXPLICIT
 
     def loss_with_mutable_state(
         self,
@@ -149,8 +159,9 @@ class ImplicitELBO(ELBO):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Returns the loss and the mutable state after the step, as NumPyro's losses do."""
-        plate_key, trace_key, particle_key = jax.random.split(rng_key, 3)
-        groups = self._groups(trace_key, plate_key, param_map, guide, args, kwargs)
+        plate_key, trace_key, particle_key, barrier_key = jax.random.split(rng_key, 4)
+        trace = self._trace_guide(trace_key, plate_key, param_map, guide, args, kwargs)
+        groups = self._groups(trace_key, trace, param_map, guide, args, kwargs)
         scored = {name for group in groups for name in group}
 
         def particle(key: PRNGKeyArray) -> _Particle:
@@ -158,7 +169,7 @@ class ImplicitELBO(ELBO):
 
         keys = jax.random.split(particle_key, self.num_particles)
         particles = self.vectorize_particles_fn(particle, keys)
-        loss = jnp.mean(particles.loss)
+        loss = jnp.mean(particles.loss) + self._barrier(barrier_key, trace)
         for group in groups:
             loss = loss + self._group_loss([particles.banks[name] for name in group])
         mutable = jax.tree.map(_merge, particles.mutable)
@@ -174,6 +185,8 @@ class ImplicitELBO(ELBO):
         kwargs: dict[str, Any],
     ) -> dict[str, Any]:
         seeded = handlers.seed(handlers.substitute(guide, data=params), key)
+        if self.trust_radius is not None:
+            seeded = bounded_pull(seeded, limit=self.trust_radius / self.num_particles)
         with shared_plates(key=plate_key):
             return handlers.trace(seeded).get_trace(*args, **kwargs)
 
@@ -184,14 +197,13 @@ class ImplicitELBO(ELBO):
     def _groups(
         self,
         key: PRNGKeyArray,
-        plate_key: PRNGKeyArray,
+        trace: dict[str, Any],
         params: Params,
         guide: ModelLike,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> list[tuple[str, ...]]:
         """Finds which sites need a score, and which of them jointly. Traced code, no run time."""
-        trace = self._trace_guide(key, plate_key, params, guide, args, kwargs)
         sites = latent_sites(trace)
         for name, site in sites.items():
             if site["fn"].support.is_discrete:
@@ -208,6 +220,16 @@ class ImplicitELBO(ELBO):
         plates = {n: s["value"] for n, s in trace.items() if s["type"] == "plate"}
         parents_of = parents(guide, values, {**params, **plates}, key, args, kwargs)
         return joint_groups(sites, parents_of, scored)
+
+    def _barrier(self, key: PRNGKeyArray, trace: dict[str, Any]) -> Array:
+        """Returns the penalty that keeps semi-implicit sites one-to-one; 0 away from a fold."""
+        total = jnp.zeros(())
+        for site in latent_sites(trace).values():
+            fn = innermost(site["fn"])
+            if isinstance(fn, SemiImplicit) and not self._is_scored(site):
+                num_samples = max(MIN_GUARDS, self.num_particles // 4)
+                total = total + BARRIER_WEIGHT * fn.fold_barrier(key, num_samples)
+        return total
 
     def _particle(
         self,

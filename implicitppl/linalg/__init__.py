@@ -1,4 +1,4 @@
-"""Linear algebra on plain arrays: safe Cholesky, leading eigenpairs, spectral filters.
+"""Linear algebra on plain arrays: safe Cholesky, inverses of small matrices, eigenpairs, filters.
 
 Nothing here knows about samples, kernels or scores; every function runs under `jit` and `vmap`.
 """
@@ -7,10 +7,12 @@ from implicitppl.linalg._checks import check_non_negative, check_positive
 from implicitppl.linalg._cholesky import SafeCholesky, safe_cholesky
 from implicitppl.linalg._eigen import Eigenpairs, top_eigenpairs
 from implicitppl.linalg._filters import Cutoff, ProductFilter, Ridge, SpectralFilter, Tikhonov
+from implicitppl.linalg._inverse import Inverse, small_inverse
 
 __all__ = [
     "Cutoff",
     "Eigenpairs",
+    "Inverse",
     "ProductFilter",
     "Ridge",
     "SafeCholesky",
@@ -19,5 +21,6 @@ __all__ = [
     "check_non_negative",
     "check_positive",
     "safe_cholesky",
+    "small_inverse",
     "top_eigenpairs",
 ]
