@@ -262,7 +262,7 @@ class ResidualGenerator(eqx.Module):
         def size_of(noise: Vector) -> Array:
             return jnp.sum(((self.map(noise) - w) / jnp.std(images, axis=0)) ** 2)
 
-        def step(_: int, noise: Vector) -> Vector:
+        def step(_: Array, noise: Vector) -> Vector:
             move = residual(noise)
             move = move * jnp.minimum(1.0, 2.0 / (jnp.linalg.norm(move) + 1e-12))
             trials = noise + jnp.asarray(STEP_SIZES, w.dtype)[:, None] * move

@@ -25,6 +25,8 @@ from implicitppl.infer._gaussian import GaussianFit, fit_gaussian
 from implicitppl.infer._sites import innermost, latent_sites
 from implicitppl.infer._starts import flat_log_density, prior_starts
 
+START_RADIUS = 2.0  # NumPyro's own default for a uniform start
+
 Params = dict[str, Any]
 Sampler = Callable[..., Array]
 
@@ -43,7 +45,8 @@ class AutoImplicit(AutoContinuous):
         init_scale: starting standard deviation on unconstrained space.
         width: hidden units of the default generator's network. Default 32, or D where that is more.
         num_starts: places from which `gaussian_start` explores: that of `init_loc_fn`, and the
-            likeliest of 200 prior draws. 1 stays with `init_loc_fn`.
+            likeliest of 200 prior draws (uniform ones in (-2, 2) where a prior is flat). 1 stays
+            with `init_loc_fn`.
         create_plates: as in NumPyro.
         forward_mode_differentiation: as in NumPyro.
 
@@ -193,18 +196,14 @@ class AutoImplicit(AutoContinuous):
             self.model, model_params, sites, self._unpack_latent, args, kwargs
         )
         starts = jnp.asarray(self._init_latent)[None]
-        if self.num_starts > 1 and not _has_flat_prior(sites):
-            likely = prior_starts(
-                start_key,
-                self.model,
-                model_params,
-                density,
-                self._ravel,
-                args,
-                kwargs,
-                self.num_starts - 1,
-            )
-            starts = jnp.concatenate([starts, likely])
+        more = self.num_starts - 1
+        if more and _has_flat_prior(sites):
+            shape = (more, self.latent_dim)
+            others = jax.random.uniform(start_key, shape, starts.dtype, -START_RADIUS, START_RADIUS)
+            starts = jnp.concatenate([starts, others])
+        elif more:
+            prior = (self.model, model_params, density, self._ravel, args, kwargs)
+            starts = jnp.concatenate([starts, prior_starts(start_key, *prior, more)])
         gaussian = fit_gaussian(fit_key, density, starts, init_scale=self.init_scale)
         generator = eqx.combine(params[self._site], self._static_part())
         moved = generator.with_frame(gaussian.loc, gaussian.scale_tril)

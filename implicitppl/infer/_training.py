@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PRNGKeyArray
 from numpyro import handlers
 from numpyro.infer import ELBO, SVI
+from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.svi import SVIState
 
 from implicitppl.infer._auto_implicit import AutoImplicit
@@ -26,10 +27,11 @@ from implicitppl.infer._sites import latent_sites
 Params = dict[str, Any]
 GRADIENT_CLIP = 20.0
 NUM_PROBES = 256
-MIN_EXPLORE = 2000
+MIN_WAIT, MAX_WAIT = 1000, 2000  # steps before a plateau is believed
 CALM_CHECKS = 2
 MAX_FOLDS = 6
 LAST_LOSSES = 200
+MAX_LOG_WEIGHT_SD = 1.5
 START_ERROR = 0.1  # nats: the Gaussian's loss is itself estimated
 # What a loss means decides how many particles and which rate serve it when none are given.
 DEFAULT_PARTICLES = {CHANGE: 32, SURROGATE: 256}
@@ -78,6 +80,12 @@ class Runner:
 
     def init(self, key: PRNGKeyArray, init_params: Any, args: Any, kwargs: Any) -> SVIState:
         """Returns SVI's state before the first step, and settles loss and rate."""
+        guide = self.svi.guide
+        if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
+            # An AutoGuide takes a key when it first looks at the model. Let it look now, or the
+            # first of two equal runs would start from other networks than the second.
+            with handlers.block(), handlers.seed(rng_seed=jax.random.fold_in(key, 2)):
+                guide(*args, **kwargs)
         svi_state = self.svi.init(key, *args, init_params=init_params, **kwargs)
         if not self.objective:
             self.objective = self._describe(svi_state, args, kwargs)
@@ -104,7 +112,7 @@ class Runner:
             end=jnp.array(self.plan.num_steps),
             average=jax.tree.map(jnp.zeros_like, params),
             num_averaged=jnp.array(0),
-            probe=self._probe(svi_state, args, kwargs) if surrogate else jnp.zeros(0),
+            probe=self._probe(svi_state, args, kwargs) if surrogate else jnp.zeros(1),
             calm_checks=jnp.array(0),
             losses=jnp.full(self.plan.num_steps, jnp.nan),
             gaussian=gaussian,
@@ -202,7 +210,8 @@ class Runner:
             probe = self.probe(state.svi, args, kwargs)
             calm = drift(np.asarray(state.probe), np.asarray(probe)) < self.plan.drift_tolerance
         else:
-            calm = step >= MIN_EXPLORE and not falls(losses[step // 2 : step], self.plan.tolerance)
+            calm = not falls(losses[step // 2 : step], self.plan.tolerance)
+        calm = calm and step >= min(MAX_WAIT, max(MIN_WAIT, 2 * self.plan.num_steps // 5))
         calm_checks = int(state.calm_checks) + 1 if calm else 0
         remaining = self.plan.num_steps - step
         start, end = -1, int(state.end)
@@ -228,22 +237,28 @@ class Runner:
             num_folds=before.num_folds + 1,
         )
 
-    def finish(self, state: FitState) -> tuple[Params, bool]:
-        """Returns the averaged parameters, and whether the run can be called converged.
+    def finish(self, state: FitState) -> tuple[Params, bool, float]:
+        """Returns the averaged parameters, whether the run converged, and the sd of log p/q.
 
-        A run that ends above the Gaussian that it started from, or whose sampler folds, has not
-        converged, and in the first case the Gaussian is what is returned.
+        A run that ends above the Gaussian that it started from has not converged, and the Gaussian
+        is what is returned. Nor has one whose sampler folds, or whose weights p/q scatter too much
+        for its loss to be read off a few draws.
         """
         params = state.average if int(state.num_averaged) else self._last(state)
         converged = int(state.calm_checks) >= CALM_CHECKS
+        last = np.asarray(state.losses)[: int(state.step)][-LAST_LOSSES:]
+        # One step's loss is a mean over the particles, and the parameters hardly move any more.
+        spread = float(np.std(last) * getattr(self.svi.loss, "num_particles", 1) ** 0.5)
+        if self.objective == SURROGATE:
+            return self.svi.constrain_fn(params), converged, float("nan")
+        converged = converged and spread < MAX_LOG_WEIGHT_SD
         if state.gaussian is not None and self.objective == CHANGE:
-            last = np.asarray(state.losses)[: int(state.step)][-LAST_LOSSES:]
-            mean, error = np.mean(last), np.std(last) / len(last) ** 0.5
-            if not mean < float(state.gaussian.loss) + 3 * error + START_ERROR:
-                return self.svi.constrain_fn(state.start), False
+            error = np.std(last) / len(last) ** 0.5
+            if not np.mean(last) < float(state.gaussian.loss) + 3 * error + START_ERROR:
+                return self.svi.constrain_fn(state.start), False, spread
             shell = state.svi._replace(optim_state=self.svi.optim.init(params))
             converged = converged and float(self.folds(shell)) == 0
-        return self.svi.constrain_fn(params), converged
+        return self.svi.constrain_fn(params), converged, spread
 
     def _last(self, state: FitState) -> Any:
         return self.svi.optim.get_params(state.svi.optim_state)

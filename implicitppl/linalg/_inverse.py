@@ -4,7 +4,8 @@ Gauss-Jordan elimination in place, with partial pivoting by rows. Step k picks a
 rows the one with the largest |W_pk|, divides it by that pivot, and clears column k in all others;
 column k then holds a column of the inverse:
 
-    W <- W - f w^T,  w = W_p / W_pk,  f = W_k with f_p = 0;   W_p <- w;   W_k <- -f / W_pk,  W_pk <- 1 / W_pk.
+    w = W_p / W_pk,  f = column k with f_p = 0;
+    W <- W - f w^T,  W_p <- w,  column k <- -f / W_pk,  W_pk <- 1 / W_pk.
 
 det A = sign(order of the pivot rows) * product of the pivots.
 
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 
@@ -28,15 +30,15 @@ class Inverse(NamedTuple):
     sign: Float[Array, ""]
 
 
-def small_inverse(matrix: Float[Array, "N N"]) -> Inverse:
+def small_inverse(matrix: Float[Array, "N M"]) -> Inverse:
     """Return the inverse and the log determinant of a small matrix; made for `vmap`.
 
     Args:
         matrix: square (N, N), up to about 64 x 64: beyond it LAPACK is faster.
 
     Returns:
-        `Inverse(inverse, log_abs_det, sign)`. A singular matrix has `log_abs_det` -inf, `sign` 0 and
-        an inverse that is not finite.
+        `Inverse(inverse, log_abs_det, sign)`. A singular matrix has `log_abs_det` -inf, `sign`
+        0 and an inverse of NaN.
 
     Raises:
         ValueError: if `matrix` is not square.
@@ -68,17 +70,18 @@ def _inverse(matrix: Array) -> tuple[Array, Array, Array]:
         pivot_row = jnp.argmax(jnp.where(unused, jnp.abs(column), -1.0))
         at_pivot = rows == pivot_row
         pivot = column[pivot_row]
-        row = w[pivot_row] / pivot
+        divisor = jnp.where(pivot == 0, 1.0, pivot)  # a singular matrix goes on, to be flagged
+        row = w[pivot_row] / divisor
         factor = jnp.where(at_pivot, 0.0, column)
         cleared = jnp.where(at_pivot[:, None], row[None, :], w - factor[:, None] * row[None, :])
-        new_column = jnp.where(at_pivot, 1.0, -factor) / pivot
+        new_column = jnp.where(at_pivot, 1.0, -factor) / divisor
         w = jnp.where((rows == k)[None, :], new_column[:, None], cleared)
         return w, order.at[k].set(pivot_row), pivots.at[k].set(pivot)
 
     start = (matrix, jnp.full((size,), -1, rows.dtype), jnp.zeros((size,), matrix.dtype))
     w, order, pivots = jax.lax.fori_loop(0, size, step, start)
-    inverse = w[order][:, jnp.argsort(order)]
     sign = _parity(order).astype(matrix.dtype) * jnp.prod(jnp.sign(pivots))
+    inverse = jnp.where(sign == 0, jnp.nan, w[order][:, jnp.argsort(order)])
     return inverse, jnp.sum(jnp.log(jnp.abs(pivots))), sign
 
 
@@ -90,11 +93,11 @@ def _parity(order: Int[Array, " N"]) -> Int[Array, ""]:
 
 @_inverse.defjvp
 def _inverse_jvp(
-    primals: tuple[Array], tangents: tuple[Array]
+    primals: tuple[Array], tangents: tuple[ArrayLike]
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array]]:
     (matrix,), (tangent,) = primals, tangents
     inverse, log_abs_det, sign = _inverse(matrix)
-    product = inverse @ tangent
+    product = inverse @ jnp.asarray(tangent)
     return (inverse, log_abs_det, sign), (
         -product @ inverse,
         jnp.trace(product),

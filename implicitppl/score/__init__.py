@@ -8,6 +8,7 @@ from implicitppl.score._estimators import SSGE, KernelEstimator, Stein
 from implicitppl.score._fitted import FittedScore, ScoreInfo
 from implicitppl.score._gaussian import Gaussian
 from implicitppl.score._matching import matching_loss
+from implicitppl.score._stein import affine_stein_correction
 from implicitppl.score._surrogate import entropy_surrogate
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "KernelEstimator",
     "ScoreInfo",
     "Stein",
+    "affine_stein_correction",
     "entropy_surrogate",
     "matching_loss",
 ]

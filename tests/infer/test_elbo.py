@@ -49,17 +49,17 @@ def implicit_guide() -> None:
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("a", [0.5, 2.0])
-@pytest.mark.parametrize("estimator", [SSGE(), SSGE(reference="gaussian"), Gaussian()])
+@pytest.mark.parametrize("estimator", [None, SSGE(), Gaussian()])
 def test_gradient_is_that_of_the_kl_between_gaussians(a, estimator):
     """KL(N(0, a^2) || N(0, 1)) has the gradient a - 1/a."""
     loss = ImplicitELBO(100, estimator)
-    mean, error = loss_gradient(standard_model, implicit_guide, {"a": jnp.array(a)}, loss=loss)
+    params = {"a": jnp.array(a)}
+    mean, error = loss_gradient(standard_model, implicit_guide, params, loss=loss, repeats=1000)
     expected = a - 1 / a
-    tolerance = 4 * float(error) + 0.06 / a  # the estimators' own bias at 100 particles
+    tolerance = 4 * float(error) + 1e-3 / a  # no bias: Stein's identity holds for affine functions
     assert abs(float(mean) - expected) < tolerance
-    without_entropy, half_entropy = a, a - 0.5 / a
-    assert abs(without_entropy - expected) > tolerance
-    assert abs(half_entropy - expected) > tolerance, "the check must see half of the score"
+    short = a - 0.95 / a  # what SSGE gives without the correction
+    assert abs(short - expected) > tolerance, "the check must see a score that is 5% short"
 
 
 def chain_guide() -> None:

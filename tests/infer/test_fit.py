@@ -1,5 +1,6 @@
 """The training loop: its schedule, its convergence rule, and resuming from a checkpoint."""
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -11,8 +12,9 @@ import pytest
 from numpyro.infer import Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
-from implicitppl.infer import ImplicitELBO, fit
-from implicitppl.infer._fit import _drift, _falls, _Plan, _Runner
+from implicitppl.infer import AutoImplicit, ImplicitELBO, fit
+from implicitppl.infer._schedule import Plan, drift, falls, rate_factor
+from implicitppl.infer._training import Runner
 
 KEY = jax.random.key(0)
 LOSS = Trace_ELBO(8)
@@ -51,9 +53,7 @@ def test_resuming_from_a_checkpoint_gives_the_same_bits(tmp_path: Path):
     steps = sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit())
     for step in steps:
         if step > 200:
-            for file in sorted((tmp_path / str(step)).rglob("*"), reverse=True):
-                file.rmdir() if file.is_dir() else file.unlink()
-            (tmp_path / str(step)).rmdir()
+            shutil.rmtree(tmp_path / str(step))
     resumed = fit(KEY, model, guide, 3.0, **options, checkpoint=tmp_path)
     assert resumed.num_steps == whole.num_steps
     np.testing.assert_array_equal(np.asarray(whole.losses), np.asarray(resumed.losses))
@@ -77,29 +77,104 @@ def test_a_second_fit_of_equal_shapes_traces_nothing():
     assert count - first <= 1, "`SVI.init` runs the model once; the compiled loop must not"
 
 
-def test_the_rate_is_constant_and_then_falls_to_a_hundredth():
-    runner = _Runner(model, AutoNormal(model), LOSS, _Plan(400, 0.1, 50, 0.01, 0.05))
-    state = runner.init(KEY, None, (3.0,), {})
-    assert np.isclose(runner._rate(state), 0.1)
-    annealing = state._replace(anneal_start=jnp.array(200), step=jnp.array(300))
-    assert np.isclose(runner._rate(annealing), 0.1 * (0.01 + 0.99 * 0.5))
-    assert np.isclose(runner._rate(annealing._replace(step=jnp.array(400))), 0.001)
+def test_the_rate_warms_up_is_constant_and_then_falls_to_a_hundredth():
+    def factor(step: int, anneal_start: int) -> float:
+        return float(rate_factor(jnp.array(step), jnp.array(anneal_start), jnp.array(400)))
+
+    assert factor(0, -1) == pytest.approx(0.01) and factor(49, -1) == pytest.approx(0.5)
+    assert factor(150, -1) == 1.0
+    assert factor(300, 200) == pytest.approx(0.01 + 0.99 * 0.5)
+    assert factor(400, 200) == pytest.approx(0.01)
 
 
 def test_falling_and_flat_losses_are_told_apart():
     rng = np.random.default_rng(0)
     noise = rng.normal(size=1000)
-    assert not _falls(noise, 0.01)
-    assert _falls(noise + np.linspace(1.0, 0.0, 1000), 0.01)
-    assert not _falls(1e-4 * np.linspace(1.0, 0.0, 1000), 0.01), "below the tolerance"
-    assert _falls(np.full(10, np.nan), 0.01), "nothing is known: go on"
+    assert not falls(noise, 0.01)
+    assert falls(noise + np.linspace(1.0, 0.0, 1000), 0.01)
+    assert not falls(1e-4 * np.linspace(1.0, 0.0, 1000), 0.01), "below the tolerance"
+    assert falls(np.full(10, np.nan), 0.01), "nothing is known: go on"
 
 
 def test_drift_is_in_units_of_the_sd():
     draws = np.random.default_rng(0).normal(size=(500, 3)) * [1.0, 10.0, 100.0]
-    assert _drift(draws, draws) == 0.0
-    assert np.isclose(_drift(draws, draws + 0.5 * draws.std(0)), 0.5, atol=1e-6)
-    assert np.isclose(_drift(draws, 2.0 * draws - draws.mean(0)), np.log(2), atol=1e-6)
+    assert drift(draws, draws) == 0.0
+    assert np.isclose(drift(draws, draws + 0.5 * draws.std(0)), 0.5, atol=1e-6)
+    assert np.isclose(drift(draws, 2.0 * draws - draws.mean(0)), np.log(2), atol=1e-6)
+
+
+def bent_model() -> None:
+    a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+    numpyro.sample("b", dist.Normal(a**2, 0.5))
+
+
+def test_the_default_guide_starts_from_a_gaussian_and_ends_below_it():
+    guide = AutoImplicit(bent_model)
+    result = fit(KEY, bent_model, guide, num_steps=400, progress_bar=False)
+    assert result.gaussian is not None and bool(result.gaussian.converged)
+    start = float(result.gaussian.loss)
+    assert start > 0.3, "a Gaussian must be far from this target"
+    assert float(result.losses[-50:].mean()) < start - 0.2
+    assert result.objective.startswith("negative ELBO (by change of variables")
+    assert 0 < result.log_weight_sd < 1.5
+
+
+@pytest.mark.slow
+def test_equal_calls_give_equal_bits_whether_the_guide_is_new_or_not():
+    options = {"num_steps": 20, "check_every": 10, "progress_bar": False}
+    guide = AutoImplicit(bent_model)
+    first, second = (fit(KEY, bent_model, guide, **options) for _ in range(2))
+    third = fit(KEY, bent_model, AutoImplicit(bent_model), **options)
+    np.testing.assert_array_equal(np.asarray(first.losses), np.asarray(second.losses))
+    np.testing.assert_array_equal(np.asarray(first.losses), np.asarray(third.losses))
+
+
+def test_a_run_that_goes_wrong_returns_the_gaussian_and_says_so():
+    guide = AutoImplicit(bent_model)
+    options = {"num_steps": 100, "check_every": 50, "learning_rate": 50.0, "progress_bar": False}
+    result = fit(KEY, bent_model, guide, **options)
+    assert not result.converged
+    draws = guide.sample_posterior(jax.random.key(1), result.params, sample_shape=(4000,))
+    loc, tril = result.gaussian.loc, result.gaussian.scale_tril
+    sd = np.sqrt(np.diag(tril @ tril.T))
+    for i, site in enumerate(("a", "b")):
+        assert abs(float(draws[site].mean()) - float(loc[i])) < 4 * sd[i] / 4000**0.5
+        assert abs(float(draws[site].std()) / sd[i] - 1) < 4 / 8000**0.5
+
+
+def test_a_chunk_that_folds_is_taken_back_and_the_rate_halved():
+    runner = Runner(bent_model, AutoImplicit(bent_model), None, Plan(200, 0.01, 20, 0.01, 0.05))
+    before = runner.begin(KEY, runner.init(KEY, None, (), {}), True, (), {})
+    after = runner.chunk(before, (), {})
+    assert float(runner.folds(after.svi)) == 0.0
+    runner.folds = lambda svi: jnp.array(0.2)
+    back = runner.check(before, after, (), {})
+    assert float(back.damping) == 0.5 and int(back.num_folds) == 1 and int(back.step) == 20
+    first, second = (runner.svi.get_params(s.svi) for s in (before, back))
+    for old, new in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(old, new)
+    runner.folds = lambda svi: jnp.array(0.0)
+    kept = runner.check(before, after, (), {})
+    assert float(kept.damping) == 1.0
+    moved = jax.tree.leaves(runner.svi.get_params(kept.svi))
+    assert any(np.any(a != b) for a, b in zip(moved, jax.tree.leaves(first), strict=True))
+
+
+def test_scattered_weights_are_not_called_converged():
+    """A narrow explicit guide on a wide target whose loss is flat: log p/q scatters by 5 nats."""
+
+    def wide() -> None:
+        numpyro.sample("x", dist.Normal(jnp.zeros(50), 1.0).to_event(1))
+
+    def stuck() -> None:
+        loc = numpyro.param("loc", jnp.zeros(50))
+        numpyro.sample("x", dist.Normal(jax.lax.stop_gradient(loc), 2.0).to_event(1))
+
+    loss = ImplicitELBO(8)
+    result = fit(KEY, wide, stuck, loss=loss, num_steps=6000, progress_bar=False)
+    exact = (50 * 2 * 1.5**2) ** 0.5  # log p/q = const - 1.5 e^2 per coordinate
+    assert result.log_weight_sd == pytest.approx(exact, rel=0.25)
+    assert result.num_steps < 6000 and not result.converged
 
 
 def test_a_model_that_is_never_finite_is_reported():
@@ -110,6 +185,25 @@ def test_a_model_that_is_never_finite_is_reported():
     guide = AutoNormal(model)
     with pytest.raises(FloatingPointError, match="not finite in any of the first"):
         fit(KEY, broken, guide, 3.0, loss=LOSS, num_steps=40, progress_bar=False)
+
+
+@pytest.mark.slow
+def test_resuming_the_default_guide_gives_the_same_bits(tmp_path: Path):
+    guide = AutoImplicit(bent_model)
+    options = {"num_steps": 120, "check_every": 20, "progress_bar": False}
+    whole = fit(KEY, bent_model, guide, **options)
+    fit(KEY, bent_model, guide, **options, checkpoint=tmp_path)
+    for path in list(tmp_path.iterdir()):
+        if path.name.isdigit() and int(path.name) > 40:
+            shutil.rmtree(path)
+    resumed = fit(KEY, bent_model, guide, **options, checkpoint=tmp_path)
+    np.testing.assert_array_equal(np.asarray(whole.losses), np.asarray(resumed.losses))
+    for first, second in zip(
+        jax.tree.leaves((whole.params, whole.gaussian)),
+        jax.tree.leaves((resumed.params, resumed.gaussian)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
 
 
 @pytest.mark.parametrize(

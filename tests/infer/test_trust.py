@@ -1,0 +1,93 @@
+"""The bound on a single particle's pull: what it shortens, and what it leaves alone."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro import handlers
+
+from implicitppl.distributions import SemiImplicit
+from implicitppl.infer import AutoImplicit, ImplicitELBO
+from implicitppl.infer._trust import bounded_pull
+from tests.distributions.test_residual import bent
+
+GENERATOR = bent(2, jnp.dtype(jnp.float32))
+KEY = jax.random.key(3)
+
+
+def slope_at(pull: jax.Array, limit: float | None) -> tuple[jax.Array, jax.Array]:
+    """Gradient in `shift` of pull . z through a draw z, and dz/dshift^T pull without a bound."""
+    params, static = eqx.partition(GENERATOR, eqx.is_inexact_array)
+
+    def guide(params):
+        return numpyro.sample("z", SemiImplicit(eqx.combine(params, static)))
+
+    def value(params):
+        seeded = handlers.seed(guide, KEY)
+        fn = seeded if limit is None else bounded_pull(seeded, limit=limit)
+        return pull @ fn(params)
+
+    return jax.grad(value)(params).shift
+
+
+def in_noise_units(pull: jax.Array) -> jax.Array:
+    q = SemiImplicit(GENERATOR)
+    _, behind = q.sample_with_intermediates(jax.random.split(KEY)[1])
+    return q.to_noise(behind, pull)
+
+
+def test_a_short_pull_is_left_alone_and_a_long_one_is_shortened_along_itself():
+    pull = jnp.array([0.3, -0.2])
+    free = slope_at(pull, None)
+    np.testing.assert_array_equal(slope_at(pull, 1e3), free)
+    limit = 0.01
+    short = slope_at(pull, limit)
+    np.testing.assert_allclose(short / jnp.linalg.norm(short), free / jnp.linalg.norm(free), 1e-5)
+    length = float(jnp.linalg.norm(in_noise_units(pull)))
+    expected = limit * 2**0.5 / length
+    assert expected < 1
+    assert float(jnp.linalg.norm(short) / jnp.linalg.norm(free)) == pytest.approx(expected, 1e-3)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_a_pull_that_is_not_finite_becomes_zero(bad):
+    pull = jnp.array([bad, 1.0])
+    np.testing.assert_array_equal(slope_at(pull, 1.0), 0.0)
+    assert not jnp.all(jnp.isfinite(slope_at(pull, None)))
+
+
+def model() -> None:
+    numpyro.sample("x", dist.Normal(jnp.zeros(2), 1e-3).to_event(1))
+
+
+def test_one_wild_particle_does_not_decide_the_step():
+    """The target is a thousand times narrower than the guide: every pull is long."""
+    guide = AutoImplicit(model, init_scale=1.0)
+    svi = numpyro.infer.SVI(model, guide, numpyro.optim.Adam(1e-3), ImplicitELBO(8))
+    params = svi.get_params(svi.init(jax.random.key(0)))
+
+    def norm(trust_radius: float | None) -> float:
+        loss = ImplicitELBO(8, trust_radius=trust_radius)
+        slope = jax.grad(lambda p: loss.loss(KEY, p, model, guide))(params)
+        return float(jnp.linalg.norm(slope["auto_generator$params"].log_scale))
+
+    assert norm(None) > 1e4
+    assert norm(5.0) < 100.0
+
+
+def test_forward_mode_works_without_the_bound():
+    guide = AutoImplicit(model)
+    svi = numpyro.infer.SVI(
+        model, guide, numpyro.optim.Adam(1e-3), ImplicitELBO(4, trust_radius=None)
+    )
+    state = svi.init(jax.random.key(0))
+    _, loss = svi.update(state, forward_mode_differentiation=True)
+    assert jnp.isfinite(loss)
+
+
+def test_the_radius_must_be_positive():
+    with pytest.raises(ValueError, match="`trust_radius` must be positive or None; got 0"):
+        ImplicitELBO(4, trust_radius=0.0)
