@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from benchmarks import posteriors, targets
@@ -146,6 +147,8 @@ def summary(row: dict[str, Any]) -> str:
 
 def main() -> None:
     args = parse()
+    # Seeds share their programs: `compile_seconds` is that of the first one that ran.
+    jax.config.update("jax_compilation_cache_dir", str(args.cache / "programs"))
     for name in args.posteriors:
         posterior = find(name, args.data)
         truth = None
