@@ -247,7 +247,7 @@ class ResidualGenerator(eqx.Module):
         )
 
     def invert(self, w: Vector) -> Vector:
-        """Returns a point that m takes to w, by damped Newton steps from the nearest of a fixed set.
+        """Returns a point that m takes to w: damped Newton steps from the nearest of a fixed set.
 
         It depends on w alone. Where several points lead to w it is one of them; where the method
         fails it is a point whose image is near.

@@ -61,8 +61,8 @@ class SemiImplicit(OrderedDistribution):
             objectives that are nonlinear in the weights; `ImplicitELBO` sets it.
         validate_args: as in NumPyro.
 
-    `log_prob(value, intermediates)` works where NumPyro hands over the noise behind the value, as it
-    does in every ELBO: the change of variables above. Without the noise it raises
+    `log_prob(value, intermediates)` works where NumPyro hands over the noise behind the value, as
+    it does in every ELBO: the change of variables above. Without the noise it raises
     `ImplicitDensityError`; `log_density_bounds` and `log_density` are what to call then.
 
     Cost: `log_prob` is r network passes and O(r^3) an element, r = D up to 32; bounds K times that,
@@ -143,9 +143,9 @@ class SemiImplicit(OrderedDistribution):
     def fold_barrier(self, key: PRNGKeyArray, num_samples: int = 8) -> Float[Array, ""]:
         """Returns a penalty that is 0 unless the map is close to folding, and its gradient.
 
-        The mean of max(0, c - log det(I + U^T C))^2 with c = -1.2 over fresh points, spread a third
-        wider than the noise so that the tails are guarded too: the margin is 0 for a linear map, and
-        minus infinity on a fold.
+        The mean of max(0, c - log det(I + U^T C))^2 with c = -1.2 over fresh points, spread a
+        third wider than the noise so that the tails are guarded too: the margin is 0 for a linear
+        map, and minus infinity on a fold.
         """
         points = GUARDED * jax.random.normal(key, (num_samples, self.event_shape[0]))
 

@@ -67,9 +67,7 @@ def default_estimator() -> SSGE:
     RBF kernel sees nothing and long runs diverge; a metric for each coordinate keeps coordinates of
     different width apart.
     """
-    return SSGE(
-        InverseMultiquadric, metric="diagonal", reference="gaussian", explained=0.999
-    )
+    return SSGE(InverseMultiquadric, metric="diagonal", reference="gaussian", explained=0.999)
 
 
 class _Particle(NamedTuple):

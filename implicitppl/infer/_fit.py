@@ -55,9 +55,9 @@ class FitResult(NamedTuple):
         num_steps: how many steps were run.
         num_skipped: steps whose loss or gradient was not finite.
         state: may be handed to `numpyro.infer.SVI` or inspected.
-        log_weight_sd: standard deviation of log p(z, y) - log q(z) over draws, in nats, from the last
-            200 losses: 0 for an exact guide, and about sqrt(2 KL) near one. Large values mean that
-            rare draws decide the loss. NaN for surrogates, which have no density.
+        log_weight_sd: standard deviation of log p(z, y) - log q(z) over draws, in nats, from the
+            last 200 losses: 0 for an exact guide, and about sqrt(2 KL) near one. Large values mean
+            that rare draws decide the loss. NaN for surrogates, which have no density.
         gaussian: the start, with the losses of all places that were tried; None where the guide
             has none.
     """

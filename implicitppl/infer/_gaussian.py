@@ -13,8 +13,8 @@ size rho moves the precision from I towards Lambda and the mean by a Newton step
 which is natural-gradient descent in the mean and the precision (Khan and Lin 2017, section 4; Lin,
 Schmidt and Khan 2020, section 4.1). Only gradients of log p are used, and every quantity lives in
 local coordinates, so a linear change of the variables changes nothing: scales that are far apart
-cost no more steps. c is kept above 1/2 (the scale grows by at most 1.4 in a step) and the move of the
-mean inside a trust radius that grows while the loss falls.
+cost no more steps. c is kept above 1/2 (the scale grows by at most 1.4 in a step) and the move of
+the mean inside a trust radius that grows while the loss falls.
 
 Several starts are explored at a constant rho; the best is then settled with a falling one.
 """

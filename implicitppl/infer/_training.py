@@ -1,7 +1,8 @@
 """The compiled training loop behind `implicitppl.infer.fit`: its state, a chunk of steps, a check.
 
-A chunk is a `lax.scan` of `check_every` steps of `SVI.stable_update`. Between chunks a check decides
-whether to go on exploring or to anneal, and takes back a chunk after which the sampler folds.
+A chunk is a `lax.scan` of `check_every` steps of `SVI.stable_update`. Between chunks a check
+decides whether to go on exploring or to anneal, and takes back a chunk after which the sampler
+folds.
 """
 
 from typing import Any, NamedTuple

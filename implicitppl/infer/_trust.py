@@ -1,13 +1,13 @@
 """A bound on the pull of a single particle, in units of the guide's own local scale.
 
 At a semi-implicit draw z = loc + A m(e) the gradient of a particle's loss is
-r = grad log q(z) - grad log p(z, y). In units of the noise, m'(e)^T A^T r, it is 0 where the guide is
-right and of order 1 where it is off by its own width there. While the guide is far from right it
-may be thousands, and one such particle, in one step, can push the map over a fold that it does not
-come back from. The handler replaces r by r min(1, c sqrt(D) / |m'(e)^T A^T r|) on its way back from z
-to the parameters; a gradient that is not finite becomes 0. Where the guide is right nothing is
-clipped, so the optimum stays where it is. (Units of the frame would not do: in the neck of a funnel
-every deviation is large in them, and clipping there moves the optimum.)
+r = grad log q(z) - grad log p(z, y). In units of the noise, m'(e)^T A^T r, it is 0 where the guide
+is right and of order 1 where it is off by its own width there. While the guide is far from right
+it may be thousands, and one such particle, in one step, can push the map over a fold that it does
+not come back from. The handler replaces r by r min(1, c sqrt(D) / |m'(e)^T A^T r|) on its way back
+from z to the parameters; a gradient that is not finite becomes 0. Where the guide is right nothing
+is clipped, so the optimum stays where it is. (Units of the frame would not do: in the neck of a
+funnel every deviation is large in them, and clipping there moves the optimum.)
 """
 
 from typing import Any

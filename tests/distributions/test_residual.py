@@ -1,4 +1,4 @@
-"""The map of the default generator: its Jacobian, its inverse, its density by change of variables."""
+"""The map of the default generator: Jacobian, inverse, density by change of variables."""
 
 import equinox as eqx
 import jax

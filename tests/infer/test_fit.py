@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ def test_a_short_budget_is_not_called_converged():
 def test_resuming_from_a_checkpoint_gives_the_same_bits(tmp_path: Path):
     pytest.importorskip("orbax.checkpoint")
     guide = AutoNormal(model)
-    options = {"loss": LOSS, "num_steps": 400, "check_every": 50, "progress_bar": False}
+    options: dict[str, Any] = {"loss": LOSS, "num_steps": 400, "check_every": 50, "progress_bar": False}
     whole = fit(KEY, model, guide, 3.0, **options)
     fit(KEY, model, guide, 3.0, **options, checkpoint=tmp_path)
     steps = sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit())
@@ -70,7 +71,7 @@ def test_a_second_fit_of_equal_shapes_traces_nothing():
         model(y)
 
     guide = AutoNormal(counted)
-    options = {"loss": LOSS, "num_steps": 40, "check_every": 20, "progress_bar": False}
+    options: dict[str, Any] = {"loss": LOSS, "num_steps": 40, "check_every": 20, "progress_bar": False}
     fit(KEY, counted, guide, jnp.array(3.0), **options)
     first = count
     fit(jax.random.key(1), counted, guide, jnp.array(3.5), **options)
@@ -121,7 +122,7 @@ def test_the_default_guide_starts_from_a_gaussian_and_ends_below_it():
 
 @pytest.mark.slow
 def test_equal_calls_give_equal_bits_whether_the_guide_is_new_or_not():
-    options = {"num_steps": 20, "check_every": 10, "progress_bar": False}
+    options: dict[str, Any] = {"num_steps": 20, "check_every": 10, "progress_bar": False}
     guide = AutoImplicit(bent_model)
     first, second = (fit(KEY, bent_model, guide, **options) for _ in range(2))
     third = fit(KEY, bent_model, AutoImplicit(bent_model), **options)
@@ -131,10 +132,11 @@ def test_equal_calls_give_equal_bits_whether_the_guide_is_new_or_not():
 
 def test_a_run_that_goes_wrong_returns_the_gaussian_and_says_so():
     guide = AutoImplicit(bent_model)
-    options = {"num_steps": 100, "check_every": 50, "learning_rate": 50.0, "progress_bar": False}
+    options: dict[str, Any] = {"num_steps": 100, "check_every": 50, "learning_rate": 50.0, "progress_bar": False}
     result = fit(KEY, bent_model, guide, **options)
     assert not result.converged
     draws = guide.sample_posterior(jax.random.key(1), result.params, sample_shape=(4000,))
+    assert result.gaussian is not None
     loc, tril = result.gaussian.loc, result.gaussian.scale_tril
     sd = np.sqrt(np.diag(tril @ tril.T))
     for i, site in enumerate(("a", "b")):
@@ -142,18 +144,18 @@ def test_a_run_that_goes_wrong_returns_the_gaussian_and_says_so():
         assert abs(float(draws[site].std()) / sd[i] - 1) < 4 / 8000**0.5
 
 
-def test_a_chunk_that_folds_is_taken_back_and_the_rate_halved():
+def test_a_chunk_that_folds_is_taken_back_and_the_rate_halved(monkeypatch):
     runner = Runner(bent_model, AutoImplicit(bent_model), None, Plan(200, 0.01, 20, 0.01, 0.05))
     before = runner.begin(KEY, runner.init(KEY, None, (), {}), True, (), {})
     after = runner.chunk(before, (), {})
     assert float(runner.folds(after.svi)) == 0.0
-    runner.folds = lambda svi: jnp.array(0.2)
+    monkeypatch.setattr(runner, "folds", lambda svi: jnp.array(0.2))
     back = runner.check(before, after, (), {})
     assert float(back.damping) == 0.5 and int(back.num_folds) == 1 and int(back.step) == 20
     first, second = (runner.svi.get_params(s.svi) for s in (before, back))
     for old, new in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(old, new)
-    runner.folds = lambda svi: jnp.array(0.0)
+    monkeypatch.setattr(runner, "folds", lambda svi: jnp.array(0.0))
     kept = runner.check(before, after, (), {})
     assert float(kept.damping) == 1.0
     moved = jax.tree.leaves(runner.svi.get_params(kept.svi))
@@ -190,7 +192,7 @@ def test_a_model_that_is_never_finite_is_reported():
 @pytest.mark.slow
 def test_resuming_the_default_guide_gives_the_same_bits(tmp_path: Path):
     guide = AutoImplicit(bent_model)
-    options = {"num_steps": 120, "check_every": 20, "progress_bar": False}
+    options: dict[str, Any] = {"num_steps": 120, "check_every": 20, "progress_bar": False}
     whole = fit(KEY, bent_model, guide, **options)
     fit(KEY, bent_model, guide, **options, checkpoint=tmp_path)
     for path in list(tmp_path.iterdir()):

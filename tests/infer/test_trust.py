@@ -18,8 +18,8 @@ GENERATOR = bent(2, jnp.dtype(jnp.float32))
 KEY = jax.random.key(3)
 
 
-def slope_at(pull: jax.Array, limit: float | None) -> tuple[jax.Array, jax.Array]:
-    """Gradient in `shift` of pull . z through a draw z, and dz/dshift^T pull without a bound."""
+def slope_at(pull: jax.Array, limit: float | None) -> jax.Array:
+    """Gradient in `shift` of pull . z through a draw z; None for no bound."""
     params, static = eqx.partition(GENERATOR, eqx.is_inexact_array)
 
     def guide(params):

@@ -53,7 +53,6 @@ def test_a_singular_matrix_is_flagged():
 def test_derivatives_of_both_modes_and_the_second():
     matrix = _matrix(3, jnp.dtype(jnp.float32)) + 3 * jnp.eye(3)
 
-
     def log_abs_det(a: jax.Array) -> jax.Array:
         return small_inverse(jnp.asarray(a)).log_abs_det
 
