@@ -105,14 +105,14 @@ def sliced_wasserstein(x: np.ndarray, y: np.ndarray, sd: np.ndarray, order: int 
 def distance_and_floor(draws: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
     """Return SW of draws from the reference, and of one half of the reference from the other.
 
-    Both are taken at the size of half a reference: the distance is the mean over the two halves.
+    Both are taken at the size of half a reference, or half of the draws where those are fewer:
+    the distance is the mean over the two halves.
     """
     chains = reference.shape[0] // 2
     first = reference[:chains].reshape(-1, reference.shape[-1])
     second = reference[chains : 2 * chains].reshape(-1, reference.shape[-1])
-    size = len(first)
-    if len(draws) < 2 * size:
-        raise ValueError(f"`draws` must have at least {2 * size} rows; got {len(draws)}.")
+    size = min(len(first), len(draws) // 2)
+    first, second = first[:size], second[:size]
     sd = reference.reshape(-1, reference.shape[-1]).std(axis=0, ddof=1)
     parts = (draws[:size], first), (draws[size : 2 * size], second)
     distance = np.mean([sliced_wasserstein(a, b, sd) for a, b in parts])
@@ -125,7 +125,7 @@ def accuracy(draws: np.ndarray, reference: np.ndarray, names: list[str]) -> Accu
     Draws that are not finite give infinite deviations (a failure, never a pass).
 
     Args:
-        draws: from the method, at least as many as the reference, independent over rows.
+        draws: from the method, independent over rows.
         reference: even number of chains; halves of the chains are taken as independent runs.
         names: of the P scalars.
     """

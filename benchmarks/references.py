@@ -1,7 +1,7 @@
 """Reference draws of a posterior: published, exact, or from a long checked NUTS run.
 
-Every reference is `(10, 1000, P)`: ten runs, whose two halves serve as independent references of
-equal size. NUTS references run ten vectorised chains, thinned by 5, and are refused when a
+Every reference is `(10, n, P)`: ten runs, whose two halves serve as independent references of
+equal size; n is 1,000, and 10,000 where draws are exact. NUTS references run ten vectorised chains, thinned by 5, and are refused when a
 rank-normalised R-hat exceeds 1.01 or a bulk effective sample size is below 4,000. They are kept
 in a cache folder, named by posterior.
 """
@@ -16,12 +16,13 @@ from numpyro.infer import MCMC, NUTS, init_to_median
 from benchmarks.posteriors import Posterior
 
 CHAINS, LENGTH, THINNING, WARMUP = 10, 1000, 5, 2000
+EXACT_LENGTH = 10_000
 MAX_RHAT, MIN_ESS = 1.01, 4000.0
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Draws `(10, 1000, P)` of the named scalars, and how they were made."""
+    """Draws `(10, n, P)` of the named scalars, and how they were made."""
 
     names: list[str]
     draws: np.ndarray
@@ -35,7 +36,7 @@ def reference(posterior: Posterior, cache: Path, seed: int = 0) -> Reference:
         ValueError: when a NUTS run did not converge.
     """
     if posterior.exact is not None:
-        columns = posterior.exact(np.random.default_rng(seed), CHAINS * LENGTH)
+        columns = posterior.exact(np.random.default_rng(seed), CHAINS * EXACT_LENGTH)
         return Reference(list(columns), _stack(columns), "exact draws")
     if posterior.draws_file is not None:
         stored = np.load(posterior.draws_file)

@@ -48,7 +48,12 @@ def test_a_short_budget_is_not_called_converged():
 def test_resuming_from_a_checkpoint_gives_the_same_bits(tmp_path: Path):
     pytest.importorskip("orbax.checkpoint")
     guide = AutoNormal(model)
-    options: dict[str, Any] = {"loss": LOSS, "num_steps": 400, "check_every": 50, "progress_bar": False}
+    options: dict[str, Any] = {
+        "loss": LOSS,
+        "num_steps": 400,
+        "check_every": 50,
+        "progress_bar": False,
+    }
     whole = fit(KEY, model, guide, 3.0, **options)
     fit(KEY, model, guide, 3.0, **options, checkpoint=tmp_path)
     steps = sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit())
@@ -71,7 +76,12 @@ def test_a_second_fit_of_equal_shapes_traces_nothing():
         model(y)
 
     guide = AutoNormal(counted)
-    options: dict[str, Any] = {"loss": LOSS, "num_steps": 40, "check_every": 20, "progress_bar": False}
+    options: dict[str, Any] = {
+        "loss": LOSS,
+        "num_steps": 40,
+        "check_every": 20,
+        "progress_bar": False,
+    }
     fit(KEY, counted, guide, jnp.array(3.0), **options)
     first = count
     fit(jax.random.key(1), counted, guide, jnp.array(3.5), **options)
@@ -132,7 +142,12 @@ def test_equal_calls_give_equal_bits_whether_the_guide_is_new_or_not():
 
 def test_a_run_that_goes_wrong_returns_the_gaussian_and_says_so():
     guide = AutoImplicit(bent_model)
-    options: dict[str, Any] = {"num_steps": 100, "check_every": 50, "learning_rate": 50.0, "progress_bar": False}
+    options: dict[str, Any] = {
+        "num_steps": 100,
+        "check_every": 50,
+        "learning_rate": 50.0,
+        "progress_bar": False,
+    }
     result = fit(KEY, bent_model, guide, **options)
     assert not result.converged
     draws = guide.sample_posterior(jax.random.key(1), result.params, sample_shape=(4000,))
