@@ -1,9 +1,9 @@
 """Reference draws of a posterior: published, exact, or from a long checked NUTS run.
 
 Every reference is `(10, n, P)`: ten runs, whose two halves serve as independent references of
-equal size; n is 1,000, and 10,000 where draws are exact. NUTS references run ten vectorised chains, thinned by 5, and are refused when a
-rank-normalised R-hat exceeds 1.01 or a bulk effective sample size is below 4,000. They are kept
-in a cache folder, named by posterior.
+equal size; n is 1,000, and 10,000 where draws are exact. NUTS references run ten vectorised
+chains, thinned by 5, and are refused when a rank-normalised R-hat exceeds 1.01 or a bulk effective
+sample size is below 4,000. They are kept in a cache folder, named by posterior.
 """
 
 from dataclasses import dataclass

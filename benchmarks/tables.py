@@ -90,30 +90,73 @@ def _half_excess(base: Rows) -> float:
     return EXCESS_FACTOR * median(base, "excess")
 
 
-def distance_table(rows: Rows) -> list[str]:
-    """Return median SW - floor, posteriors by methods; the smallest guide's in bold."""
-    groups = grouped([row for row in rows if "error" not in row])
-    methods = list(dict.fromkeys(method for _, method in groups))
+def medians(rows: Rows, key: str) -> dict[str, dict[str, float]]:
+    """Return posterior -> method -> median over seeds, of the runs with a finite figure."""
+    out: dict[str, dict[str, float]] = {}
+    finite = [row for row in rows if np.isfinite(row.get(key, np.nan))]
+    for (posterior, method), group in grouped(finite).items():
+        out.setdefault(posterior, {})[method] = median(group, key)
+    return out
+
+
+def best_of(values: dict[str, float]) -> str:
+    """Return the guide with the smallest figure; NUTS is no guide."""
+    return min((m for m in values if m != "NUTS"), key=lambda m: values[m])
+
+
+def matrix(values: dict[str, dict[str, float]], first: dict[str, float], title: str) -> list[str]:
+    """Return posteriors by methods, after a first column; the smallest guide's in bold."""
+    methods = list(dict.fromkeys(m for row in values.values() for m in row))
     lines = [
-        "| posterior | floor | " + " | ".join(methods) + " |",
+        f"| posterior | {title} | " + " | ".join(methods) + " |",
         "|---" * (len(methods) + 2) + "|",
     ]
-    for posterior in dict.fromkeys(name for name, _ in groups):
-        values = {
-            m: median(groups[posterior, m], "excess") for m in methods if (posterior, m) in groups
-        }
-        guides = {m: v for m, v in values.items() if m != "NUTS"}
-        best = min(guides, key=lambda m: guides[m]) if guides else None
-        cells = [_cell(values.get(m), m == best) for m in methods]
-        floor = next(g[0]["floor"] for (name, _), g in groups.items() if name == posterior)
-        lines.append(f"| {posterior} | {floor:.4f} | " + " | ".join(cells) + " |")
+    for posterior, row in values.items():
+        cells = [f"{row[m]:.4f}" if m in row else "" for m in methods]
+        bold = methods.index(best_of(row))
+        cells[bold] = f"**{cells[bold]}**"
+        lines.append(f"| {posterior} | {first[posterior]:.4f} | " + " | ".join(cells) + " |")
     return lines
 
 
-def _cell(value: float | None, best: bool) -> str:
-    if value is None:
-        return ""
-    return f"**{value:.4f}**" if best else f"{value:.4f}"
+def distance_table(rows: Rows) -> list[str]:
+    """Return median SW - floor, with the floor of the guides' sample size."""
+    guides = [row for row in rows if row["method"] != "NUTS" and "floor" in row]
+    floors = {row["posterior"]: row["floor"] for row in guides}
+    return matrix(medians(rows, "excess"), floors, "floor")
+
+
+def loss_table(rows: Rows) -> list[str]:
+    """Return median negative ELBOs above the smallest of them, with that one in nats."""
+    values = medians(rows, "loss")
+    least = {posterior: min(row.values()) for posterior, row in values.items()}
+    above = {p: {m: v - least[p] for m, v in row.items()} for p, row in values.items()}
+    return matrix(above, least, "smallest")
+
+
+def summary_table(rows: Rows) -> list[str]:
+    """Return, for each method, how many runs keep every limit and how often it is the best."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    distances, losses = medians(rows, "excess"), medians(rows, "loss")
+    lines = [
+        "| guide | real posteriors: runs within limits | others: runs within limits"
+        " | smallest distance | smallest loss | CPU s, median |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method in methods:
+        own = [row for row in rows if row["method"] == method]
+        cells = [_within(own, True), _within(own, False)]
+        for table in (distances, losses):
+            count = sum(best_of(row) == method for row in table.values())
+            cells.append("" if method == "NUTS" else f"{count} of {len(table)}")
+        cells.append(f"{median([row for row in own if 'seconds' in row], 'seconds'):.1f}")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _within(rows: Rows, published: bool) -> str:
+    own = [row for row in rows if (row["reference"] == "posteriordb") == published]
+    return f"{sum(all(row.get('passes', {'': False}).values()) for row in own)}/{len(own)}"
 
 
 def render(rows: Rows) -> str:
@@ -124,8 +167,10 @@ def render(rows: Rows) -> str:
     parts = [
         f"Measured {dates[0]} to {dates[-1]} with {versions}, seeds: {seeds}, one CPU thread, "
         f"{sum(row.get('cpu_seconds', 0.0) for row in rows) / 3600:.2f} CPU hours in all.",
+        "### Summary\n\n" + "\n".join(summary_table(rows)),
         "### Sliced Wasserstein distance beyond that of two reference runs\n\n"
         + "\n".join(distance_table(rows)),
+        "### Loss at the end, nats above the best\n\n" + "\n".join(loss_table(rows)),
         "### Real posteriors with published reference draws\n\n"
         + "\n".join(detail_table(rows, lambda r: r["reference"] == "posteriordb")),
         "### Targets on which a Gaussian fails\n\n"

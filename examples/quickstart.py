@@ -65,10 +65,13 @@ POSTERIORS: dict[str, tuple[Callable[..., None], tuple[jax.Array, ...], list[str
     "eight_schools": (eight_schools, (ERRORS, EFFECTS), ["mu", "tau", "theta"]),
     "growth": (growth, (YEARS, CENSUS), ["capacity", "rate", "start", "noise"]),
 }
-GUIDES = {
-    "AutoNormal": (AutoNormal, Trace_ELBO(num_particles=16)),
-    "AutoMultivariateNormal": (AutoMultivariateNormal, Trace_ELBO(num_particles=16)),
-    "AutoImplicit": (ip.infer.AutoImplicit, ip.infer.ImplicitELBO(num_particles=200)),
+GUIDES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "AutoNormal": (AutoNormal, {"loss": Trace_ELBO(num_particles=16), "num_steps": 3000}),
+    "AutoMultivariateNormal": (
+        AutoMultivariateNormal,
+        {"loss": Trace_ELBO(num_particles=16), "num_steps": 3000},
+    ),
+    "AutoImplicit": (ip.infer.AutoImplicit, {}),  # the defaults of `fit`
 }
 
 
@@ -130,13 +133,12 @@ def run(name: str, args: argparse.Namespace) -> str:
     mcmc, seconds = run_nuts(nuts_key, model, data, num)
     reference = {site: np.asarray(x) for site, x in mcmc.get_samples().items()}
     fits: dict[str, tuple[Draws, float]] = {"NUTS": (reference, seconds)}
-    for method, (guide_type, loss) in GUIDES.items():
+    for method, (guide_type, options) in GUIDES.items():
         print(f"{name}: {method}", flush=True)
         began = time.perf_counter()
         guide = guide_type(model, init_loc_fn=init_to_median())
-        result = ip.infer.fit(
-            fit_key, model, guide, *data, loss=loss, num_steps=300 if args.quick else 3000
-        )
+        short = {"num_steps": 300} if args.quick else {}
+        result = ip.infer.fit(fit_key, model, guide, *data, **(options | short))
         draws = guide.sample_posterior(draw_key, result.params, *data, sample_shape=(4 * num,))
         draws = {site: np.asarray(x) for site, x in draws.items()}
         fits[method] = (draws, time.perf_counter() - began)

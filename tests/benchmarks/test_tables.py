@@ -49,6 +49,21 @@ def test_the_smallest_distance_is_bold_and_an_error_is_a_line() -> None:
     assert "FloatingPointError" in line([ROW, failed], "AutoImplicit")
 
 
+def test_losses_are_shown_above_the_smallest_one() -> None:
+    rows = [ROW | {"loss": 3.5}, OURS | {"loss": 3.25}, OURS | {"method": "NUTS"}]
+    assert tables.loss_table(rows)[-1] == "| p | 3.2500 | 0.2500 | **0.0000** |"
+
+
+def test_the_summary_counts_runs_within_limits_and_best_guides() -> None:
+    passed = OURS | {"loss": 3.0, "passes": {"mean_shift": True}}
+    nuts = {**passed, "method": "NUTS", "excess": -1.0}
+    real = {**passed, "reference": "posteriordb", "posterior": "r", "seed": 1}
+    gaussian, ours, reference = tables.summary_table([ROW | {"loss": 2.0}, passed, nuts, real])[2:]
+    assert gaussian.startswith("| AutoMultivariateNormal | 0/0 | 0/1 | 0 of 2 | 1 of 2 |")
+    assert ours.startswith("| AutoImplicit | 1/1 | 1/1 | 2 of 2 | 1 of 2 |")
+    assert reference.startswith("| NUTS | 0/0 | 1/1 |  |  |")
+
+
 def test_only_the_text_between_the_markers_changes() -> None:
     page = f"a\n{tables.BEGIN}\nold\n{tables.END}\nb"
     once = tables.insert(page, "new")
