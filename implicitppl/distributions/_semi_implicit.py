@@ -40,6 +40,7 @@ from implicitppl.distributions._residual import ResidualGenerator, standard_norm
 
 Shape = tuple[int, ...]
 MIN_MARGIN = -1.2
+FOLDED_WEIGHT = 10.0  # nats for each unit of the margin: more than the loss itself pulls
 GUARDED = 1.33
 
 
@@ -141,18 +142,21 @@ class SemiImplicit(OrderedDistribution):
         return jax.lax.stop_gradient(log_q) + path
 
     def fold_barrier(self, key: PRNGKeyArray, num_samples: int = 8) -> Float[Array, ""]:
-        """Returns a penalty that is 0 unless the map is close to folding, and its gradient.
+        """Returns a penalty that is 0 unless the map is close to folding or folded.
 
-        The mean of max(0, c - log det(I + U^T C))^2 with c = -1.2 over fresh points, spread a
-        third wider than the noise so that the tails are guarded too: the margin is 0 for a linear
-        map, and minus infinity on a fold.
+        With g = log|det(I + U^T C)|, the margin, it is the mean of max(0, c - g)^2, c = -1.2, over
+        fresh points, spread a third wider than the noise so that the tails are guarded too: g is 0
+        for a linear map, and minus infinity on a fold. At points beyond a fold, where the
+        determinant is negative, it is 10 log(1 + exp(g - c)), which falls towards the fold and
+        leads back over it.
         """
         points = GUARDED * jax.random.normal(key, (num_samples, self.event_shape[0]))
 
         def penalty(noise: Array) -> Array:
             jacobian = self.generator.jacobian(noise)
             short = jnp.maximum(MIN_MARGIN - jacobian.margin, 0.0)
-            return jnp.where(jacobian.sign > 0, short**2, 0.0)
+            back = FOLDED_WEIGHT * jax.nn.softplus(jacobian.margin - MIN_MARGIN)
+            return jnp.where(jacobian.sign > 0, short**2, back)
 
         return jnp.mean(jax.vmap(penalty)(points))
 

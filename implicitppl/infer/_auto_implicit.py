@@ -2,12 +2,13 @@
 
 The model's latent sites are flattened into one unconstrained vector of size D. The default sampler
 is a full-rank Gaussian plus a learned residual that ends in a small Gaussian layer
-(`implicitppl.distributions.ResidualGenerator`); any other one may be given. The Gaussian can be
-fitted beforehand, in a second or so (`AutoImplicit.gaussian_start`; `implicitppl.infer.fit` does),
-and the residual is then learned in its frame.
+(`implicitppl.distributions.ResidualGenerator`); any other one may be given. The Gaussian is fitted
+when the guide is initialised, by natural gradients (`AutoImplicit.gaussian_start`), and the
+residual is then learned in its frame.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -46,18 +47,21 @@ class AutoImplicit(AutoContinuous):
         width: hidden units of the default generator's network. Default 32, or D where that is more.
         num_starts: places from which `gaussian_start` explores: that of `init_loc_fn`, and the
             likeliest of 200 prior draws (uniform ones in (-2, 2) where a prior is flat). 1 stays
-            with `init_loc_fn`.
+            with `init_loc_fn`; 0 leaves the Gaussian start out, and training begins at
+            `init_loc_fn` with `init_scale`.
         create_plates: as in NumPyro.
         forward_mode_differentiation: as in NumPyro.
 
     Raises:
         ValueError: for a model with discrete or subsampled local latent sites, an `init_scale` that
-            is not positive, `num_starts` below 1, or a generator that does not return a vector of
-            size D.
+            is not positive, a negative `num_starts`, or a generator that does not return a vector
+            of size D.
 
-    Train it with `implicitppl.infer.ImplicitELBO` (`implicitppl.infer.fit` does). The default
-    generator also works with `numpyro.infer.Trace_ELBO`, more slowly; a purely implicit one raises
-    `ImplicitDensityError` there.
+    Train it with `implicitppl.infer.fit`, or with `numpyro.infer.SVI`, the loss
+    `implicitppl.infer.ImplicitELBO`, and Adam at 0.005 or below (`fit` takes back steps after which
+    the sampler folds; `SVI` cannot). The default generator also works with
+    `numpyro.infer.Trace_ELBO`, less reliably; a purely implicit one raises `ImplicitDensityError`
+    there.
 
     Cost: each particle costs min(D, 32) passes of the network, the cube of that, and O(D^2).
 
@@ -89,12 +93,13 @@ class AutoImplicit(AutoContinuous):
     ) -> None:
         if not init_scale > 0:
             raise ValueError(f"`init_scale` must be positive; got {init_scale}.")
-        if num_starts < 1:
-            raise ValueError(f"`num_starts` must be at least 1; got {num_starts}.")
+        if num_starts < 0:
+            raise ValueError(f"`num_starts` must not be negative; got {num_starts}.")
         if generator is not None and not callable(generator):
             raise ValueError(f"`generator` must be callable; got {generator!r}.")
         self.generator, self.init_scale, self.width = generator, init_scale, width
         self.num_starts = num_starts
+        self._fits_at_init = num_starts > 0
         super().__init__(
             model,
             prefix=prefix,
@@ -134,11 +139,49 @@ class AutoImplicit(AutoContinuous):
         """Name of the parameter that holds the generator's arrays."""
         return f"{self.prefix}_generator$params"
 
-    def _get_posterior(self) -> Distribution:
+    @contextlib.contextmanager
+    def plain_init(self) -> Iterator[None]:
+        """Inside, initialising the guide leaves the Gaussian start out: the caller does it."""
+        fits, self._fits_at_init = self._fits_at_init, False
+        try:
+            yield
+        finally:
+            self._fits_at_init = fits
+
+    @property
+    def starts_from_a_gaussian(self) -> bool:
+        """Whether initialising it fits a Gaussian. Known once the guide has seen the model."""
+        return self.num_starts > 0 and self.has_density_bounds
+
+    def _sample_latent(self, *args: Any, **kwargs: Any) -> Any:
+        """As in NumPyro; hands the model's arguments to the Gaussian start."""
+        sample_shape = kwargs.pop("sample_shape", ())
+        return numpyro.sample(
+            f"_{self.prefix}_latent",
+            self._posterior_at(args, kwargs),
+            sample_shape=sample_shape,
+            infer={"is_auxiliary": True},
+        )
+
+    def _posterior_at(self, args: Any, kwargs: Any) -> Distribution:
+        """The posterior, whose parameters may not exist yet: they then start at the Gaussian."""
+
         @jax.jit
         def initial(key: PRNGKeyArray) -> Any:
-            return eqx.filter(self._make(key), eqx.is_inexact_array)
+            arrays = eqx.filter(self._make(key), eqx.is_inexact_array)
+            if not (self._fits_at_init and self.has_density_bounds):
+                return arrays
+            trace = self.prototype_trace
+            params = {k: v["value"] for k, v in trace.items() if v["type"] == "param"}
+            start_key = jax.random.fold_in(key, 1)
+            started, _ = self.gaussian_start(
+                start_key, {**params, self._site: arrays}, *args, **kwargs
+            )
+            return started[self._site]
 
+        return self._get_posterior(initial)
+
+    def _get_posterior(self, initial: Callable[[PRNGKeyArray], Any] | None = None) -> Distribution:
         arrays = numpyro.param(self._site, initial)
         generator = eqx.combine(arrays, self._static_part())
         if isinstance(generator, ResidualGenerator):
@@ -174,7 +217,8 @@ class AutoImplicit(AutoContinuous):
         A few starts are explored by natural gradients, and the best is kept
         (`GaussianFit.losses` holds the losses of all, so that a second mode shows). Training then
         starts where `AutoMultivariateNormal` ends, in coordinates in which the posterior has unit
-        scale.
+        scale. Initialising the guide does this; where no Gaussian with a finite loss is found, the
+        parameters stay as they are.
 
         Args:
             rng_key: random key.
@@ -183,12 +227,14 @@ class AutoImplicit(AutoContinuous):
             **kwargs: of the model.
 
         Raises:
-            ValueError: for a purely implicit generator, which has no frame.
+            ValueError: for a purely implicit generator, which has no frame, or `num_starts` 0.
 
         Cost: for each start some 100 to 500 steps of max(64, 2 D) gradients of the model.
         """
         if not self.has_density_bounds:
             raise ValueError("`gaussian_start` needs a `ResidualGenerator`; got another generator.")
+        if self.num_starts == 0:
+            raise ValueError("`gaussian_start` needs `num_starts` of at least 1; got 0.")
         start_key, fit_key = jax.random.split(rng_key)
         model_params = {k: v for k, v in params.items() if k != self._site}
         sites = {k: v for k, v in self.prototype_trace.items() if k in self._init_locs}
@@ -205,10 +251,16 @@ class AutoImplicit(AutoContinuous):
             prior = (self.model, model_params, density, self._ravel, args, kwargs)
             starts = jnp.concatenate([starts, prior_starts(start_key, *prior, more)])
         gaussian = fit_gaussian(fit_key, density, starts, init_scale=self.init_scale)
+        found = jnp.isfinite(gaussian.loss)
         generator = eqx.combine(params[self._site], self._static_part())
         moved = generator.with_frame(gaussian.loc, gaussian.scale_tril)
-        arrays = eqx.filter(moved, eqx.is_inexact_array)
-        return {**params, self._site: arrays}, gaussian
+        arrays = jax.tree.map(
+            lambda new, old: jnp.where(found, new, old),
+            eqx.filter(moved, eqx.is_inexact_array),
+            params[self._site],
+        )
+        loss = jnp.where(found, gaussian.loss, jnp.inf)
+        return {**params, self._site: arrays}, gaussian._replace(loss=loss)
 
     def _ravel(self, values: dict[str, Array]) -> Array:
         return jnp.concatenate([jnp.ravel(values[name]) for name in self._init_locs])

@@ -37,7 +37,7 @@ from implicitppl.infer._sites import (
     pull_back,
     site_log_prob,
 )
-from implicitppl.infer._trust import bounded_pull
+from implicitppl.infer._trust import bounded_gradient, bounded_pull
 from implicitppl.kernels import InverseMultiquadric
 from implicitppl.score import SSGE, affine_stein_correction, entropy_surrogate
 
@@ -91,8 +91,9 @@ class ImplicitELBO(ELBO):
         score_sites: "implicit", or "all" to estimate the score of semi-implicit sites from the
             particles too, instead of using their conditional layer (a comparison; rarely better).
         trust_radius: bounds the gradient of one particle at a semi-implicit site, in units of the
-            guide's scale and of sqrt(D). None for no bound, which forward-mode differentiation
-            needs (the bound is a rule of reverse mode).
+            guide's scale and of sqrt(D); the gradient of all parameters of such a guide is then
+            also shortened to 20. None for no bounds, which forward-mode differentiation needs
+            (they are rules of reverse mode).
         vectorize_particles: as in NumPyro: True for `vmap`, False for `lax.map`, or a callable.
 
     Raises:
@@ -173,6 +174,11 @@ class ImplicitELBO(ELBO):
         """Returns the loss and the mutable state after the step, as NumPyro's losses do."""
         plate_key, trace_key, particle_key, barrier_key = jax.random.split(rng_key, 4)
         trace = self._trace_guide(trace_key, plate_key, param_map, guide, args, kwargs)
+        if self.trust_radius is not None and self._changes_variables(trace):
+            names = [n for n, s in trace.items() if s["type"] == "param" and n in param_map]
+            bounded = bounded_gradient({name: param_map[name] for name in names})
+            param_map = {**param_map, **bounded}
+            trace = self._trace_guide(trace_key, plate_key, param_map, guide, args, kwargs)
         groups = self._groups(trace_key, trace, param_map, guide, args, kwargs)
         scored = {name for group in groups for name in group}
 
@@ -236,12 +242,15 @@ class ImplicitELBO(ELBO):
     def _barrier(self, key: PRNGKeyArray, trace: dict[str, Any]) -> Array:
         """Returns the penalty that keeps semi-implicit sites one-to-one; 0 away from a fold."""
         total = jnp.zeros(())
-        for site in latent_sites(trace).values():
-            fn = innermost(site["fn"])
-            if isinstance(fn, SemiImplicit) and not self._is_scored(site):
-                num_samples = max(MIN_GUARDS, self.num_particles // 4)
-                total = total + BARRIER_WEIGHT * fn.fold_barrier(key, num_samples)
+        for fn in self._changes_variables(trace):
+            num_samples = max(MIN_GUARDS, self.num_particles // 4)
+            total = total + BARRIER_WEIGHT * fn.fold_barrier(key, num_samples)
         return total
+
+    def _changes_variables(self, trace: dict[str, Any]) -> list[SemiImplicit]:
+        """Returns the distributions of the sites whose density comes by change of variables."""
+        sites = [site for site in latent_sites(trace).values() if not self._is_scored(site)]
+        return [fn for fn in (innermost(s["fn"]) for s in sites) if isinstance(fn, SemiImplicit)]
 
     def _particle(
         self,

@@ -5,6 +5,7 @@ decides whether to go on exploring or to anneal, and takes back a chunk after wh
 folds.
 """
 
+import contextlib
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -82,12 +83,14 @@ class Runner:
     def init(self, key: PRNGKeyArray, init_params: Any, args: Any, kwargs: Any) -> SVIState:
         """Returns SVI's state before the first step, and settles loss and rate."""
         guide = self.svi.guide
-        if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
-            # An AutoGuide takes a key when it first looks at the model. Let it look now, or the
-            # first of two equal runs would start from other networks than the second.
-            with handlers.block(), handlers.seed(rng_seed=jax.random.fold_in(key, 2)):
-                guide(*args, **kwargs)
-        svi_state = self.svi.init(key, *args, init_params=init_params, **kwargs)
+        plain = guide.plain_init() if isinstance(guide, AutoImplicit) else contextlib.nullcontext()
+        with plain:  # `begin` starts it from a Gaussian, and keeps what that found
+            if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
+                # An AutoGuide takes a key when it first looks at the model. Let it look now, or the
+                # first of two equal runs would start from other networks than the second.
+                with handlers.block(), handlers.seed(rng_seed=jax.random.fold_in(key, 2)):
+                    guide(*args, **kwargs)
+            svi_state = self.svi.init(key, *args, init_params=init_params, **kwargs)
         if not self.objective:
             self.objective = self._describe(svi_state, args, kwargs)
             if self.given_loss is None:
@@ -126,7 +129,7 @@ class Runner:
     @property
     def _starts_from_a_gaussian(self) -> bool:
         guide = self.svi.guide
-        return isinstance(guide, AutoImplicit) and guide.has_density_bounds
+        return isinstance(guide, AutoImplicit) and guide.starts_from_a_gaussian
 
     def _fit_start(
         self, key: PRNGKeyArray, svi_state: SVIState, args: Any, kwargs: Any

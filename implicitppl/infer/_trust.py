@@ -14,10 +14,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array
 from numpyro.primitives import Messenger
 
 from implicitppl.distributions import SemiImplicit
+
+LARGEST_GRADIENT = 20.0
 
 
 class bounded_pull(Messenger):
@@ -67,3 +70,24 @@ def _backward(kept: tuple[Any, ...], pull: Array) -> tuple[Any, ...]:
 
 
 _bounded.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def bounded_gradient(params: Any) -> Any:
+    """Returns the parameters; their gradient is shortened to `LARGEST_GRADIENT`, all together.
+
+    Close to a fold the gradient of the Jacobian has no bound, and a single step beyond the range of
+    the floats would stop an optimiser that squares it for good. A gradient that is not finite
+    becomes 0.
+    """
+    return params
+
+
+def _backward_params(_: None, pull: Any) -> tuple[Any]:
+    length = optax.tree.norm(pull)
+    factor = jnp.minimum(1.0, LARGEST_GRADIENT / jnp.where(length > 0, length, 1.0))
+    finite = jnp.isfinite(length)
+    return (jax.tree.map(lambda x: jnp.where(finite, factor.astype(x.dtype) * x, 0), pull),)
+
+
+bounded_gradient.defvjp(lambda params: (params, None), _backward_params)
