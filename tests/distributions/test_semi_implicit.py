@@ -96,6 +96,7 @@ def test_bounds_bracket_quadrature_where_the_map_folds(seed, strength):
     assert one_branch.mean() < -0.02, "a change of variables sees one branch only: too low"
 
 
+@pytest.mark.slow
 def test_bounds_tighten_with_the_number_of_proposals():
     q = SemiImplicit(bent(2, FLOAT, strength=0.3))
     _, behind = q.sample_with_intermediates(jax.random.key(1), (400,))
@@ -213,6 +214,8 @@ def test_the_barrier_is_zero_at_the_start_and_pushes_away_from_a_fold():
     assert float(barrier(jnp.array(0.9))) > 0.1
     assert float(jax.grad(barrier)(jnp.array(0.9))) > 0.1, "less compression, less penalty"
     assert float(compressed(jnp.array(1.5)).fold_share(jax.random.key(2))) > 0.5
+    folded = jax.grad(barrier)(jnp.array(1.5))
+    assert np.isfinite(folded) and float(folded) > 0.1, "beyond the fold it leads back"
 
 
 def test_log_prob_without_the_noise_raises():

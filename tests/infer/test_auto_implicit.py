@@ -43,7 +43,7 @@ def gaussian_fit() -> tuple[AutoImplicit, FitResult]:
 
 @pytest.fixture(scope="module")
 def mixed_fit() -> tuple[AutoImplicit, FitResult]:
-    guide = AutoImplicit(mixed_supports)
+    guide = AutoImplicit(mixed_supports, num_starts=0)
     loss = ImplicitELBO(16)
     return guide, fit(KEY, mixed_supports, guide, 1.0, loss=loss, num_steps=100, progress_bar=False)
 
@@ -140,10 +140,35 @@ def test_guide_list_with_an_ordinary_guide():
     assert draws["z"].shape == (4, 4)
 
 
-def test_the_default_starts_at_the_initial_values():
+@pytest.mark.smoke
+def test_initialising_the_guide_fits_the_gaussian():
+    """Stiff and correlated: scales of 1e-4 and 1e3, from a start ten thousand sds away."""
+    scales = np.array([1e-4, 1.0, 1e3])
+    tril = jnp.asarray(
+        scales[:, None] * np.linalg.cholesky([[1, 0.9, 0.3], [0.9, 1, 0.2], [0.3, 0.2, 1]])
+    )
+    mean = jnp.array([1.0, -2.0, 5e3])
+
+    def stiff() -> None:
+        flat = dist.ImproperUniform(constraints.real_vector, (), (3,))
+        x = numpyro.sample("x", flat)
+        numpyro.factor("f", dist.MultivariateNormal(mean, scale_tril=tril).log_prob(x))
+
+    guide = AutoImplicit(stiff)
+    svi = SVI(stiff, guide, numpyro.optim.Adam(5e-3), ImplicitELBO(32))
+    state = svi.init(KEY)
+    generator = svi.get_params(state)["auto_generator$params"]
+    np.testing.assert_allclose((generator.frame_loc - mean) / scales, 0.0, atol=0.1)
+    ratio = jnp.linalg.solve(tril, generator.frame_tril)
+    np.testing.assert_allclose(ratio @ ratio.T, np.eye(3), atol=0.1)
+    losses = jax.lax.scan(lambda s, _: svi.stable_update(s), state, length=200)[1]
+    assert np.abs(np.asarray(losses[-50:])).mean() < 0.05, "the evidence is 1: the loss is the KL"
+
+
+def test_the_plain_start_is_at_the_initial_values():
     guide = AutoImplicit(
         correlated, init_loc_fn=init_to_value(values={"x": jnp.array([3.0, 4.0, 5.0])}),
-        init_scale=1e-3,
+        init_scale=1e-3, num_starts=0,
     )  # fmt: skip
     svi = SVI(correlated, guide, numpyro.optim.Adam(1e-3), ImplicitELBO(8))
     params = svi.get_params(svi.init(KEY))
@@ -152,15 +177,16 @@ def test_the_default_starts_at_the_initial_values():
 
 
 def test_restarts_have_different_networks():
-    guide = AutoImplicit(correlated)
+    guide = AutoImplicit(correlated, num_starts=0)
     svi = SVI(correlated, guide, numpyro.optim.Adam(1e-3), ImplicitELBO(8))
     first, second = (svi.get_params(svi.init(jax.random.key(i))) for i in range(2))
     weight = [p["auto_generator$params"].network.layers[0].weight for p in (first, second)]
     assert not jnp.allclose(*weight)
 
 
+@pytest.mark.slow
 def test_stock_trace_elbo_trains_the_default_guide():
-    guide = AutoImplicit(correlated)
+    guide = AutoImplicit(correlated, num_starts=0)
     svi = SVI(correlated, guide, numpyro.optim.Adam(1e-2), Trace_ELBO(16))
     losses = np.asarray(svi.run(KEY, 300, progress_bar=False).losses)
     assert losses[-50:].mean() < losses[:50].mean() - 1.0
@@ -233,7 +259,8 @@ def test_flat_priors_are_taken_by_the_guide_and_by_its_start():
     y = jnp.array([0.9, 3.2, 4.8, 7.1, 9.0, 11.2, 12.9])
     guide = AutoImplicit(flat_model)
     svi = SVI(flat_model, guide, numpyro.optim.Adam(1e-3), ImplicitELBO(4))
-    params = svi.get_params(svi.init(KEY, y))
+    with guide.plain_init():
+        params = svi.get_params(svi.init(KEY, y))
     _, gaussian = guide.gaussian_start(KEY, params, y)
     design = np.stack([np.ones(7), np.arange(7)], 1)
     exact = np.linalg.lstsq(design, np.asarray(y), rcond=None)[0]
@@ -253,7 +280,7 @@ def test_the_start_looks_beyond_the_prior_median():
         guide = AutoImplicit(two_modes, num_starts=num_starts, init_loc_fn=init_to_median)
         svi = SVI(two_modes, guide, numpyro.optim.Adam(1e-3), ImplicitELBO(4))
         params = svi.get_params(svi.init(KEY))
-        return float(guide.gaussian_start(KEY, params)[1].loc[0])
+        return float(params["auto_generator$params"].frame_loc[0])
 
     assert loc_from(1) == pytest.approx(-1.0, abs=0.3)
     assert loc_from(4) == pytest.approx(12.0, abs=0.3)
@@ -267,9 +294,17 @@ def test_a_purely_implicit_generator_has_no_gaussian_start():
         guide.gaussian_start(KEY, params)
 
 
+def test_a_plain_guide_refuses_a_gaussian_start():
+    guide = AutoImplicit(correlated, num_starts=0)
+    svi = SVI(correlated, guide, numpyro.optim.Adam(1e-3), ImplicitELBO(8))
+    params = svi.get_params(svi.init(KEY))
+    with pytest.raises(ValueError, match="needs `num_starts` of at least 1; got 0"):
+        guide.gaussian_start(KEY, params)
+
+
 def test_errors_of_the_guide():
-    with pytest.raises(ValueError, match="`num_starts` must be at least 1; got 0"):
-        AutoImplicit(correlated, num_starts=0)
+    with pytest.raises(ValueError, match="`num_starts` must not be negative; got -1"):
+        AutoImplicit(correlated, num_starts=-1)
     with pytest.raises(ValueError, match="`init_scale` must be positive; got 0"):
         AutoImplicit(correlated, init_scale=0.0)
 

@@ -140,6 +140,7 @@ def test_equal_calls_give_equal_bits_whether_the_guide_is_new_or_not():
     np.testing.assert_array_equal(np.asarray(first.losses), np.asarray(third.losses))
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_wrong_returns_the_gaussian_and_says_so():
     guide = AutoImplicit(bent_model)
     options: dict[str, Any] = {
@@ -159,6 +160,7 @@ def test_a_run_that_goes_wrong_returns_the_gaussian_and_says_so():
         assert abs(float(draws[site].std()) / sd[i] - 1) < 4 / 8000**0.5
 
 
+@pytest.mark.slow
 def test_a_chunk_that_folds_is_taken_back_and_the_rate_halved(monkeypatch):
     runner = Runner(bent_model, AutoImplicit(bent_model), None, Plan(200, 0.01, 20, 0.01, 0.05))
     before = runner.begin(KEY, runner.init(KEY, None, (), {}), True, (), {})

@@ -11,7 +11,7 @@ from numpyro import handlers
 
 from implicitppl.distributions import SemiImplicit
 from implicitppl.infer import AutoImplicit, ImplicitELBO
-from implicitppl.infer._trust import bounded_pull
+from implicitppl.infer._trust import bounded_gradient, bounded_pull
 from tests.distributions.test_residual import bent
 
 GENERATOR = bent(2, jnp.dtype(jnp.float32))
@@ -59,13 +59,31 @@ def test_a_pull_that_is_not_finite_becomes_zero(bad):
     assert not jnp.all(jnp.isfinite(slope_at(pull, None)))
 
 
+def test_the_gradient_of_the_parameters_is_shortened_and_made_finite():
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(())}
+
+    def gradient(scale: float) -> dict[str, jax.Array]:
+        def loss(p):
+            p = bounded_gradient(p)
+            return scale * (3.0 * p["a"][0] + 4.0 * p["b"])
+
+        return jax.grad(loss)(params)
+
+    short, long = gradient(1.0), gradient(100.0)
+    np.testing.assert_array_equal(short["a"], [3.0, 0.0])
+    np.testing.assert_allclose(long["a"], [12.0, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(long["b"], 16.0, rtol=1e-6)
+    for bad in (jnp.nan, jnp.inf):
+        assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(gradient(bad)))
+
+
 def model() -> None:
     numpyro.sample("x", dist.Normal(jnp.zeros(2), 1e-3).to_event(1))
 
 
 def test_one_wild_particle_does_not_decide_the_step():
     """The target is a thousand times narrower than the guide: every pull is long."""
-    guide = AutoImplicit(model, init_scale=1.0)
+    guide = AutoImplicit(model, init_scale=1.0, num_starts=0)
     svi = numpyro.infer.SVI(model, guide, numpyro.optim.Adam(1e-3), ImplicitELBO(8))
     params = svi.get_params(svi.init(jax.random.key(0)))
 
@@ -79,7 +97,7 @@ def test_one_wild_particle_does_not_decide_the_step():
 
 
 def test_forward_mode_works_without_the_bound():
-    guide = AutoImplicit(model)
+    guide = AutoImplicit(model, num_starts=0)
     svi = numpyro.infer.SVI(
         model, guide, numpyro.optim.Adam(1e-3), ImplicitELBO(4, trust_radius=None)
     )
