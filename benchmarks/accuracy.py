@@ -164,6 +164,7 @@ def main() -> None:
                 row = run_one(posterior, truth, method, seed, budget)
                 append(args.out, row)
                 print(summary(row), flush=True)
+        jax.clear_caches()  # a process may map only so many compiled programs
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def fit(
     )
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=8)
 def _runner(model: Any, guide: Any, loss: ELBO | None, plan: Plan) -> Runner:
     """Returns the compiled training loop, the same one for a second call with equal arguments."""
     return Runner(model, guide, loss, plan)

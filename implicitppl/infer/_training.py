@@ -6,6 +6,7 @@ folds.
 """
 
 import contextlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -65,6 +66,30 @@ class FitState(NamedTuple):
     num_folds: Array
 
 
+class _Compiled:
+    """A function compiled for the arrays among its arguments; the rest is held fixed.
+
+    As `eqx.filter_jit`, whose global cache would keep every function, and with it the guide and
+    some thousand memory maps, for good: a process that fits a guide a hundred times would die.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.programs: dict[Any, Callable[[Any], Any]] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        arrays, fixed = eqx.partition(args, _is_array)
+        leaves, structure = jax.tree.flatten(fixed)
+        key = (tuple((type(leaf), leaf) for leaf in leaves), structure)
+        if key not in self.programs:
+            self.programs[key] = jax.jit(lambda arrays: self.function(*eqx.combine(arrays, fixed)))
+        return self.programs[key](arrays)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
+
+
 class Runner:
     """One compiled training step for a model, a guide, a loss and a schedule."""
 
@@ -75,10 +100,10 @@ class Runner:
         self.svi = SVI(model, guide, optimiser, ImplicitELBO() if loss is None else loss)
         self.objective = ""
         self.rate = OTHER_RATE
-        self.begin = eqx.filter_jit(self._begin)
-        self.chunk = eqx.filter_jit(self._chunk)
-        self.probe = eqx.filter_jit(self._probe)
-        self.folds = eqx.filter_jit(self._folds)
+        self.begin = _Compiled(self._begin)
+        self.chunk = _Compiled(self._chunk)
+        self.probe = _Compiled(self._probe)
+        self.folds = _Compiled(self._folds)
 
     def init(self, key: PRNGKeyArray, init_params: Any, args: Any, kwargs: Any) -> SVIState:
         """Returns SVI's state before the first step, and settles loss and rate."""

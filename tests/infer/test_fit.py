@@ -1,6 +1,8 @@
 """The training loop: its schedule, its convergence rule, and resuming from a checkpoint."""
 
+import gc
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from numpyro.infer import Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
 from implicitppl.infer import AutoImplicit, ImplicitELBO, fit
+from implicitppl.infer._fit import _runner
 from implicitppl.infer._schedule import Plan, drift, falls, rate_factor
 from implicitppl.infer._training import Runner
 
@@ -117,6 +120,18 @@ def test_drift_is_in_units_of_the_sd():
 def bent_model() -> None:
     a = numpyro.sample("a", dist.Normal(0.0, 1.0))
     numpyro.sample("b", dist.Normal(a**2, 0.5))
+
+
+def test_a_finished_fit_can_be_collected_with_its_programs():
+    """Else a process that fits new guides again and again runs out of memory maps."""
+    guide = AutoNormal(model)
+    ref = weakref.ref(guide)
+    result = fit(KEY, model, guide, 3.0, loss=LOSS, num_steps=20, progress_bar=False)
+    assert ref() is guide and result.num_steps == 20
+    del guide, result
+    _runner.cache_clear()
+    gc.collect()
+    assert ref() is None
 
 
 def test_the_default_guide_starts_from_a_gaussian_and_ends_below_it():
