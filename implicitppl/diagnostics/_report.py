@@ -20,6 +20,7 @@ from implicitppl.diagnostics._checks import at_least
 from implicitppl.diagnostics._report_rows import (
     Row,
     drift_rows,
+    dropped_rows,
     ksd_rows,
     psis_rows,
     reference_rows,
@@ -176,7 +177,7 @@ def report(
     )
     draws = draw(keys[1])
     draws, scores = _with_finite_scores(draws, target)
-    rows: list[Row] = []
+    rows: list[Row] = dropped_rows(draws.dropped / num_samples)
     if "ksd" in checks:
         rows += ksd_rows(keys[2], scores, draws.samples)
     if "slopes" in checks:
@@ -197,9 +198,10 @@ def report(
 def _with_finite_scores(draws: GuideDraws, target: Target) -> tuple[GuideDraws, Any]:
     scores = target.scores(draws.samples)
     keep = np.isfinite(np.asarray(scores)).all(1)
+    keep &= ~np.isnan(np.asarray(target.log_densities(draws.samples)))
     if keep.sum() < max(25, 0.5 * keep.size):
         raise ValueError(
-            "`model` must have a finite score at most guide draws; "
+            "`model` must have a finite log density and score at most guide draws; "
             f"got {int(keep.sum())} of {keep.size}."
         )
     return draws.where(keep), scores if keep.all() else scores[keep]

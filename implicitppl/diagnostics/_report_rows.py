@@ -35,6 +35,7 @@ from implicitppl.diagnostics._unconstrained import GuideDraws, Target
 _LEVEL = 0.01
 _MODES = "separated modes and their weights"
 _MILD_ESS = 0.95  # share of the draws: heavier tails than that of the guide, but in few draws
+_DROPPED = 0.01  # share of the draws
 _GAPS = (0.05, 0.5)  # nats: `ok` and `small`
 
 
@@ -82,6 +83,15 @@ def _worst_row(
     i = int(np.lexsort((np.abs(values - centre), gravity))[-1])
     expected = f"{centre:g} +- {half[i]:.2g}"
     return Row(quantity, float(values[i]), expected, verdicts[i], cannot_see, names[i])
+
+
+def dropped_rows(share: float) -> list[Row]:
+    """A row for draws at which the model has no finite value; none without such draws."""
+    if share == 0:
+        return []
+    verdict = "small" if share <= _DROPPED else "bad"
+    see = "what the other rows would say of them"
+    return [Row("draws without a finite score", share, "0", verdict, see)]
 
 
 def ksd_rows(key: Array, scores: Any, samples: Any) -> list[Row]:
@@ -136,7 +146,7 @@ def psis_rows(target: Target, draws: GuideDraws) -> list[Row]:
         return [Row("Pareto k-hat", float("nan"), "needs a density", "info", see)]
     log_q = draws.upper if draws.log_density is None else draws.log_density
     log_weights = target.log_densities(draws.samples) - log_q
-    out = pareto_smooth(jnp.nan_to_num(log_weights, nan=-jnp.inf).clip(-1e30))
+    out = pareto_smooth(log_weights.clip(-1e30))
     size = log_weights.shape[0]
     k, limit, share = float(out.k_hat), k_hat_limit(size), float(out.ess) / size
     mild = k <= 0.7 or share >= _MILD_ESS

@@ -129,9 +129,9 @@ class SemiImplicit(OrderedDistribution):
         """Returns log q of draws whose noise is known, by change of variables, shape (...)."""
         if not intermediates:
             raise ImplicitDensityError(
-                "A `SemiImplicit` distribution has no density in closed form. `log_density_bounds`"
-                " and `log_density` bound and estimate it; train with"
-                " `implicitppl.infer.ImplicitELBO`."
+                "A `SemiImplicit` distribution has no density in closed form at a value whose noise"
+                " is not known (as inside a `TransformedDistribution`). `log_density_bounds` and"
+                " `log_density` bound and estimate it; train with `implicitppl.infer.ImplicitELBO`."
             )
         noise = self._whole(intermediates)
         if not self.path_gradient:
@@ -167,7 +167,7 @@ class SemiImplicit(OrderedDistribution):
         not the density.
         """
         noise = jax.random.normal(key, (num_samples, self.event_shape[0]))
-        return jnp.mean(jax.vmap(self.generator.jacobian)(noise).sign <= 0)
+        return jnp.mean(~(jax.vmap(self.generator.jacobian)(noise).sign > 0))
 
     def to_noise(self, intermediates: list[Any], slope: Array) -> Array:
         """Returns m'(e*)^T A^T slope, (..., D): a gradient in z as one in the noise behind it."""

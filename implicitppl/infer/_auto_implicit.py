@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpyro
 from jaxtyping import Array, PRNGKeyArray
 from numpyro import handlers
-from numpyro.distributions import Distribution, ImproperUniform
+from numpyro.distributions import Distribution
 from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.initialization import init_to_median, init_to_uniform
 
 from implicitppl.distributions import Implicit, ResidualGenerator, SemiImplicit
 from implicitppl.infer._gaussian import GaussianFit, fit_gaussian
-from implicitppl.infer._sites import innermost, latent_sites
+from implicitppl.infer._sites import latent_sites
 from implicitppl.infer._starts import flat_log_density, prior_starts
 
 START_RADIUS = 2.0  # NumPyro's own default for a uniform start
@@ -61,7 +61,7 @@ class AutoImplicit(AutoContinuous):
     `implicitppl.infer.ImplicitELBO`, and Adam at 0.005 or below (`fit` takes back steps after which
     the sampler folds; `SVI` cannot). The default generator also works with
     `numpyro.infer.Trace_ELBO`, less reliably; a purely implicit one raises `ImplicitDensityError`
-    there.
+    there. Weight decay would shrink the frame, which is among the parameters: use none.
 
     Cost: each particle costs min(D, 32) passes of the network, the cube of that, and O(D^2).
 
@@ -117,6 +117,12 @@ class AutoImplicit(AutoContinuous):
         """Looks at the model once, as every AutoGuide does; refuses discrete latent sites first."""
         _refuse_discrete(self.model, args, kwargs)
         super()._setup_prototype(*args, **kwargs)
+        given = self._template()
+        if isinstance(given, ResidualGenerator) and given.size != self.latent_dim:
+            raise ValueError(
+                f"`generator` must have the size of the latent vector, {self.latent_dim}; "
+                f"got a `ResidualGenerator` of size {given.size}."
+            )
 
     def _make(self, key: PRNGKeyArray) -> Any:
         """Returns a fresh generator; a module given by the user is returned as it is."""
@@ -193,13 +199,29 @@ class AutoImplicit(AutoContinuous):
         if isinstance(self.generator, eqx.Module):
             return eqx.filter(self.generator, eqx.is_inexact_array, inverse=True)
 
+        template = self._template()
+        shapes = [x for x in jax.tree.leaves(template) if isinstance(x, jax.ShapeDtypeStruct)]
+        if any(not jnp.issubdtype(x.dtype, jnp.inexact) for x in shapes):
+            made = self._make(jax.random.key(0))  # integer arrays are not parameters: keep them
+            return eqx.filter(made, eqx.is_inexact_array, inverse=True)
+
         def is_parameter(leaf: Any) -> bool:
             return isinstance(leaf, jax.ShapeDtypeStruct)
 
-        return eqx.filter(self._template(), is_parameter, inverse=True)
+        return eqx.filter(template, is_parameter, inverse=True)
 
     def get_posterior(self, params: Params) -> Distribution:
-        """Returns the distribution on unconstrained space, event shape (D,)."""
+        """Returns the distribution on unconstrained space, event shape (D,).
+
+        Raises:
+            ValueError: if `params` has no parameters of this guide.
+        """
+        if not isinstance(params, dict) or self._site not in params:
+            got = sorted(params) if isinstance(params, dict) else type(params).__name__
+            raise ValueError(
+                f"`params` must hold the guide's parameters '{self._site}', as `result.params` "
+                f"does; got {got}."
+            )
         return handlers.substitute(self._get_posterior, data=params)()
 
     def get_transform(self, params: Params) -> Any:
@@ -243,13 +265,14 @@ class AutoImplicit(AutoContinuous):
         )
         starts = jnp.asarray(self._init_latent)[None]
         more = self.num_starts - 1
-        if more and _has_flat_prior(sites):
-            shape = (more, self.latent_dim)
-            others = jax.random.uniform(start_key, shape, starts.dtype, -START_RADIUS, START_RADIUS)
-            starts = jnp.concatenate([starts, others])
-        elif more:
+        if more:
             prior = (self.model, model_params, density, self._ravel, args, kwargs)
-            starts = jnp.concatenate([starts, prior_starts(start_key, *prior, more)])
+            try:
+                others = prior_starts(start_key, *prior, more)
+            except NotImplementedError:  # a prior that cannot be drawn from
+                shape, radius = (more, self.latent_dim), START_RADIUS
+                others = jax.random.uniform(start_key, shape, starts.dtype, -radius, radius)
+            starts = jnp.concatenate([starts, others])
         gaussian = fit_gaussian(fit_key, density, starts, init_scale=self.init_scale)
         found = jnp.isfinite(gaussian.loss)
         generator = eqx.combine(params[self._site], self._static_part())
@@ -340,11 +363,6 @@ class AutoImplicit(AutoContinuous):
     def median(self, params: Params, **options: Any) -> dict[str, Array]:
         """Returns the median of each site from draws; options as in `quantiles`."""
         return self.quantiles(params, 0.5, **options)
-
-
-def _has_flat_prior(sites: Params) -> bool:
-    """Tells whether a site has an improper prior, which cannot be drawn from."""
-    return any(isinstance(innermost(site["fn"]), ImproperUniform) for site in sites.values())
 
 
 def _refuse_discrete(model: Callable[..., Any], args: Any, kwargs: Any) -> None:

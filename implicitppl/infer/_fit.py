@@ -33,6 +33,7 @@ from numpyro.infer import ELBO
 from numpyro.infer.svi import SVIState
 from tqdm.auto import tqdm
 
+from implicitppl.infer._captured import Captured
 from implicitppl.infer._checkpoint import load_newest, save
 from implicitppl.infer._gaussian import GaussianFit
 from implicitppl.infer._schedule import Plan
@@ -50,14 +51,16 @@ class FitResult(NamedTuple):
         objective: in words, what the losses mean.
         converged: whether the objective stopped falling before the budget ended, with a
             `log_weight_sd` below 1.5, and, for a guide that starts from a Gaussian, whether it
-            ended below that and one-to-one. It does not say that the guide is right, which is for
-            `implicitppl.diagnostics.report` to check.
+            ended below that and one-to-one. Budgets below some 2,100 steps are too short to tell.
+            It does not say that the guide is right, which is for `implicitppl.diagnostics.report`
+            to check.
         num_steps: how many steps were run.
         num_skipped: steps whose loss or gradient was not finite.
         state: may be handed to `numpyro.infer.SVI` or inspected.
         log_weight_sd: standard deviation of log p(z, y) - log q(z) over draws, in nats, from the
             last 200 losses: 0 for an exact guide, and about sqrt(2 KL) near one. Large values mean
-            that rare draws decide the loss. NaN for surrogates, which have no density.
+            that rare draws decide the loss. NaN for surrogates, which have no density, and for
+            subsampled models, where the minibatch scatters the losses.
         gaussian: the start, with the losses of all places that were tried; None where the guide
             has none.
     """
@@ -130,13 +133,13 @@ def fit(
         >>> result.losses.shape
         (20,)
     """
-    check_every = min(check_every, max(num_steps // 2, 1))
+    check_every = min(check_every, max(num_steps // 4, 1))
     if num_steps < 2 * check_every or num_steps < 2:
         raise ValueError(f"`num_steps` must be at least 2; got {num_steps}.")
     if learning_rate is not None and not learning_rate > 0:
         raise ValueError(f"`learning_rate` must be positive; got {learning_rate}.")
     plan = Plan(num_steps, learning_rate, check_every, tolerance, drift_tolerance)
-    runner = _runner(model, guide, loss, plan)
+    runner = _runner(model, guide, loss, plan, Captured(model, guide))
     svi_state = runner.init(rng_key, init_params, args, kwargs)
     begin = functools.partial(
         runner.begin, jax.random.fold_in(rng_key, 1), svi_state, init_params is None, args, kwargs
@@ -153,7 +156,7 @@ def fit(
             if checkpoint is not None:
                 save(Path(checkpoint), int(state.step), state)
             _report(bar, int(before.step), state)
-    params, converged, spread = runner.finish(state)
+    params, converged, spread = runner.finish(state, args, kwargs)
     num_done = int(state.step)
     losses = state.losses[:num_done]
     return FitResult(
@@ -170,8 +173,9 @@ def fit(
 
 
 @functools.lru_cache(maxsize=8)
-def _runner(model: Any, guide: Any, loss: ELBO | None, plan: Plan) -> Runner:
+def _runner(model: Any, guide: Any, loss: ELBO | None, plan: Plan, captured: Captured) -> Runner:
     """Returns the compiled training loop, the same one for a second call with equal arguments."""
+    del captured  # part of the key: what the programs hold of the world outside
     return Runner(model, guide, loss, plan)
 
 

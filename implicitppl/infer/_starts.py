@@ -74,7 +74,8 @@ def prior_starts(
     """Returns the likeliest of a few hundred prior draws, unconstrained, (num_starts, D).
 
     Raises:
-        NotImplementedError: if some prior cannot be drawn from (a flat one).
+        NotImplementedError: if some prior cannot be drawn from (a flat one, or one that has a
+            density alone).
     """
     draw_key, density_key = jax.random.split(key)
 

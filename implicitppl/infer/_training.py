@@ -19,6 +19,7 @@ from jaxtyping import Array, PRNGKeyArray
 from numpyro import handlers
 from numpyro.infer import ELBO, SVI
 from numpyro.infer.autoguide import AutoGuide
+from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.svi import SVIState
 
 from implicitppl.infer._auto_implicit import AutoImplicit
@@ -99,6 +100,7 @@ class Runner:
         optimiser = optax.inject_hyperparams(_adam)(learning_rate=1.0)
         self.svi = SVI(model, guide, optimiser, ImplicitELBO() if loss is None else loss)
         self.objective = ""
+        self.subsamples = False
         self.rate = OTHER_RATE
         self.begin = _Compiled(self._begin)
         self.chunk = _Compiled(self._chunk)
@@ -118,6 +120,7 @@ class Runner:
             svi_state = self.svi.init(key, *args, init_params=init_params, **kwargs)
         if not self.objective:
             self.objective = self._describe(svi_state, args, kwargs)
+            self.subsamples = _subsamples(self.svi.model, args, kwargs)
             if self.given_loss is None:
                 num_particles = DEFAULT_PARTICLES.get(self.objective, OTHER_PARTICLES)
                 self.svi.loss = ImplicitELBO(num_particles)
@@ -187,15 +190,19 @@ class Runner:
 
         return jax.vmap(draw)(jax.random.split(jax.random.key(0), NUM_PROBES))
 
-    def _folds(self, svi_state: SVIState) -> Array:
-        return self.svi.guide.fold_share(jax.random.key(0), self.svi.get_params(svi_state))
+    def _folds(self, svi_state: SVIState, args: Any, kwargs: Any) -> Array:
+        params = self.svi.get_params(svi_state)
+        if svi_state.mutable_state is not None:
+            params = {**params, **svi_state.mutable_state}
+        return self.svi.loss.fold_share(jax.random.key(0), params, self.svi.guide, *args, **kwargs)
 
     def _chunk(self, state: FitState, args: Any, kwargs: Any) -> FitState:
         """Runs `check_every` steps."""
 
         def step(state: FitState, _: None) -> tuple[FitState, Array]:
             rate = rate_factor(state.step, state.anneal_start, state.end)
-            rate = self.rate * state.damping * rate
+            held = optax.tree.get(state.svi.optim_state, "learning_rate")
+            rate = (self.rate * state.damping * rate).astype(held.dtype)
             optim_state = optax.tree.set(state.svi.optim_state, learning_rate=rate)
             svi_state, loss = self.svi.stable_update(
                 state.svi._replace(optim_state=optim_state), *args, **kwargs
@@ -228,9 +235,9 @@ class Runner:
                 f"The loss was not finite in any of the first {every} steps. Check the model's "
                 "support and scale, or start elsewhere (`init_loc_fn`, `init_scale`)."
             )
-        if self.objective == CHANGE and self._starts_from_a_gaussian:
+        if self.objective == CHANGE:
             can_go_back = int(state.num_folds) < MAX_FOLDS
-            if can_go_back and float(self.folds(state.svi)) > 0:
+            if can_go_back and float(self.folds(state.svi, args, kwargs)) > 0:
                 return _strong_types(self._taken_back(before, state))
         if int(state.anneal_start) >= 0:
             return state
@@ -244,7 +251,7 @@ class Runner:
         calm_checks = int(state.calm_checks) + 1 if calm else 0
         remaining = self.plan.num_steps - step
         start, end = -1, int(state.end)
-        if calm_checks >= CALM_CHECKS or remaining <= step:
+        if calm_checks >= CALM_CHECKS or remaining < step + every:
             start, end = step, step + every * (min(remaining, step) // every)
         new = state._replace(
             probe=probe,
@@ -266,7 +273,7 @@ class Runner:
             num_folds=before.num_folds + 1,
         )
 
-    def finish(self, state: FitState) -> tuple[Params, bool, float]:
+    def finish(self, state: FitState, args: Any, kwargs: Any) -> tuple[Params, bool, float]:
         """Returns the averaged parameters, whether the run converged, and the sd of log p/q.
 
         A run that ends above the Gaussian that it started from has not converged, and the Gaussian
@@ -276,21 +283,43 @@ class Runner:
         params = state.average if int(state.num_averaged) else self._last(state)
         converged = int(state.calm_checks) >= CALM_CHECKS
         last = np.asarray(state.losses)[: int(state.step)][-LAST_LOSSES:]
+        last = last[np.isfinite(last)]
+        if len(last) < 2:
+            return self.svi.constrain_fn(params), False, float("nan")
         # One step's loss is a mean over the particles, and the parameters hardly move any more.
         spread = float(np.std(last) * getattr(self.svi.loss, "num_particles", 1) ** 0.5)
         if self.objective == SURROGATE:
             return self.svi.constrain_fn(params), converged, float("nan")
-        converged = converged and spread < MAX_LOG_WEIGHT_SD
+        if self.subsamples:
+            spread = float("nan")
+        converged = converged and not spread > MAX_LOG_WEIGHT_SD
         if state.gaussian is not None and self.objective == CHANGE:
             error = np.std(last) / len(last) ** 0.5
             if not np.mean(last) < float(state.gaussian.loss) + 3 * error + START_ERROR:
                 return self.svi.constrain_fn(state.start), False, spread
+        if self.objective == CHANGE:
             shell = state.svi._replace(optim_state=self.svi.optim.init(params))
-            converged = converged and float(self.folds(shell)) == 0
+            converged = converged and float(self.folds(shell, args, kwargs)) == 0
         return self.svi.constrain_fn(params), converged, spread
 
     def _last(self, state: FitState) -> Any:
         return self.svi.optim.get_params(state.svi.optim_state)
+
+
+def _subsamples(model: Any, args: Any, kwargs: Any) -> bool:
+    """Tells whether a plate of the model looks at a part of its rows. Traced abstractly."""
+    found: list[bool] = []
+
+    def look() -> None:
+        with handlers.block():
+            seeded = handlers.seed(model, jax.random.key(0))
+            started = handlers.substitute(seeded, substitute_fn=init_to_uniform())
+            trace = handlers.trace(started).get_trace(*args, **kwargs)
+        plates = (site["args"] for site in trace.values() if site["type"] == "plate")
+        found.extend(size != part for size, part in plates)
+
+    jax.eval_shape(look)
+    return any(found)
 
 
 def _strong_types(state: FitState) -> FitState:

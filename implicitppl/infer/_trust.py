@@ -5,9 +5,10 @@ r = grad log q(z) - grad log p(z, y). In units of the noise, m'(e)^T A^T r, it i
 is right and of order 1 where it is off by its own width there. While the guide is far from right
 it may be thousands, and one such particle, in one step, can push the map over a fold that it does
 not come back from. The handler replaces r by r min(1, c sqrt(D) / |m'(e)^T A^T r|) on its way back
-from z to the parameters; a gradient that is not finite becomes 0. Where the guide is right nothing
-is clipped, so the optimum stays where it is. (Units of the frame would not do: in the neck of a
-funnel every deviation is large in them, and clipping there moves the optimum.)
+from z to the parameters. Where the guide is right nothing is clipped, so the optimum stays where it
+is. (Units of the frame would not do: in the neck of a funnel every deviation is large in them, and
+clipping there moves the optimum.) A gradient that is not finite stays so, because hiding it would
+hide what is wrong with the model; `SVI.stable_update` leaves such a step out.
 """
 
 from typing import Any
@@ -62,11 +63,10 @@ def _forward(value: Array, *kept: Any) -> tuple[Array, tuple[Any, ...]]:
 def _backward(kept: tuple[Any, ...], pull: Array) -> tuple[Any, ...]:
     held, behind, bound = kept
     local = held.to_noise(behind, pull)
-    length = jnp.linalg.norm(local, axis=-1, keepdims=True)
+    largest = jnp.maximum(jnp.max(jnp.abs(local), axis=-1, keepdims=True), 1.0)
+    length = largest * jnp.linalg.norm(local / largest, axis=-1, keepdims=True)
     factor = jnp.where(length > bound, bound / jnp.where(length > 0, length, 1.0), 1.0)
-    finite = jnp.all(jnp.isfinite(local), axis=-1, keepdims=True)
-    shortened = jnp.where(finite, factor * pull, 0.0)
-    return shortened, *jax.tree.map(jnp.zeros_like, (held, behind, bound))
+    return factor * pull, *jax.tree.map(jnp.zeros_like, (held, behind, bound))
 
 
 _bounded.defvjp(_forward, _backward)
@@ -77,17 +77,17 @@ def bounded_gradient(params: Any) -> Any:
     """Returns the parameters; their gradient is shortened to `LARGEST_GRADIENT`, all together.
 
     Close to a fold the gradient of the Jacobian has no bound, and a single step beyond the range of
-    the floats would stop an optimiser that squares it for good. A gradient that is not finite
-    becomes 0.
+    the floats would stop an optimiser that squares it for good.
     """
     return params
 
 
 def _backward_params(_: None, pull: Any) -> tuple[Any]:
-    length = optax.tree.norm(pull)
+    largest = optax.tree.max(jax.tree.map(jnp.abs, pull))
+    scaled = jax.tree.map(lambda x: x / jnp.maximum(largest, 1.0), pull)  # its square stays finite
+    length = jnp.maximum(largest, 1.0) * optax.tree.norm(scaled)
     factor = jnp.minimum(1.0, LARGEST_GRADIENT / jnp.where(length > 0, length, 1.0))
-    finite = jnp.isfinite(length)
-    return (jax.tree.map(lambda x: jnp.where(finite, factor.astype(x.dtype) * x, 0), pull),)
+    return (jax.tree.map(lambda x: factor.astype(x.dtype) * x, pull),)
 
 
 bounded_gradient.defvjp(lambda params: (params, None), _backward_params)

@@ -14,6 +14,8 @@ from jax import random
 from numpyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoNormal
 
 from implicitppl.diagnostics import guide_draws, posterior_target, report
+from implicitppl.diagnostics._report_rows import psis_rows
+from implicitppl.diagnostics._unconstrained import GuideDraws
 
 ROOT = jnp.linalg.cholesky(jnp.array([[1.0, 0.8], [0.8, 1.0]]))
 
@@ -175,6 +177,50 @@ def test_reference_restarts_estimator_and_bounds_add_rows():
     )
     assert bad["reference: mean_shift"].verdict == "bad"
     assert bad["restarts: spread of mean (sd)"].verdict == "bad"
+
+
+def test_draws_without_a_finite_density_are_left_out_and_counted():
+    def broken():
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        numpyro.factor("f", jnp.where(x > -0.5, 0.0, jnp.nan))
+
+    guide = AutoMultivariateNormal(broken)
+    _init(broken, guide)
+    params = {"auto_loc": jnp.zeros(1), "auto_scale_tril": jnp.eye(1)}
+    out = report(random.key(3), broken, guide, params, checks=("psis",))
+    share = float(jax.scipy.stats.norm.cdf(-0.5))
+    row = out["draws without a finite score"]
+    assert abs(row.value - share) < 4 * (share * (1 - share) / 2000) ** 0.5
+    assert row.verdict == "bad" and not out.ok
+    assert out.dropped == round(row.value * 2000)
+
+
+def test_weights_that_are_heavy_in_few_draws_are_small():
+    """A share of .98 of the draws is effective: the tail of the weights alone is not bad."""
+    target = posterior_target(correlated)
+    z = random.normal(random.key(0), (2000, 2)) @ ROOT.T
+    tail = -jnp.log(random.uniform(random.key(1), (2000,)))  # exp(.9 tail): k = .9
+    mild = 0.9 * jnp.maximum(tail - 5.0, 0.0)
+
+    def rows(bend):
+        log_q = target.log_densities(z) - bend
+        draws = GuideDraws(z, log_q, None, None, 0)
+        return {row.quantity: row for row in psis_rows(target, draws)}
+
+    few, many = rows(mild), rows(0.9 * tail)
+    assert few["Pareto k-hat"].value > 0.7 and many["Pareto k-hat"].value > 0.7
+    assert few["importance ESS / draws"].value > 0.95 > many["importance ESS / draws"].value
+    assert few["Pareto k-hat"].verdict == "small" and many["Pareto k-hat"].verdict == "bad"
+
+
+@pytest.mark.parametrize(("gap", "verdict"), [(0.01, "ok"), (0.2, "small"), (3.0, "bad")])
+def test_bounds_that_do_not_meet_get_a_verdict(gap, verdict):
+    target = posterior_target(correlated)
+    z = random.normal(random.key(0), (200, 2)) @ ROOT.T
+    exact = target.log_densities(z)
+    draws = GuideDraws(z, None, exact - gap, exact, 0)
+    *_, row = psis_rows(target, draws)
+    assert row.quantity.startswith("density bound gap") and row.verdict == verdict
 
 
 def test_errors():

@@ -14,7 +14,7 @@ from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoGuideList, AutoNormal
 from numpyro.infer.initialization import init_to_median, init_to_value
 
-from implicitppl.distributions import NoiseGenerator
+from implicitppl.distributions import NoiseGenerator, ResidualGenerator
 from implicitppl.infer import AutoImplicit, FitResult, ImplicitELBO, fit
 
 KEY = jax.random.key(0)
@@ -320,6 +320,55 @@ def test_errors_of_the_guide():
     )
     with pytest.raises(ValueError, match=r"must return an array of shape \(3,\); got \(7,\)"):
         svi.init(KEY)
+
+
+def test_forgotten_params_and_a_wrong_size_are_named():
+    guide = AutoImplicit(correlated, num_starts=0)
+    svi = SVI(correlated, guide, numpyro.optim.Adam(1e-3), ImplicitELBO(2))
+    svi.init(KEY)
+    with pytest.raises(ValueError, match=r"`params` must hold .* as `result.params` does"):
+        guide.sample_posterior(KEY, {})
+    with pytest.raises(ValueError, match=r"got \['other'\]"):
+        guide.get_posterior({"other": 1.0})
+    wrong = ResidualGenerator(2, key=KEY)
+    svi = SVI(correlated, AutoImplicit(correlated, generator=wrong), svi.optim, ImplicitELBO(2))
+    with pytest.raises(ValueError, match="size of the latent vector, 3; got .* of size 2"):
+        svi.init(KEY)
+
+
+def test_integer_arrays_of_a_generator_are_kept():
+    class Permuted(eqx.Module):
+        loc: jax.Array
+        order: jax.Array
+
+        def __call__(self, key: jax.Array) -> jax.Array:
+            return (self.loc + jax.random.normal(key, self.loc.shape))[self.order]
+
+    def make(size: int, *, key: jax.Array, loc: jax.Array) -> Permuted:
+        return Permuted(10.0 * jnp.arange(size), jnp.arange(size)[::-1])
+
+    guide = AutoImplicit(correlated, generator=make)
+    svi = SVI(correlated, guide, numpyro.optim.Adam(1e-3), ImplicitELBO(2))
+    params = svi.get_params(svi.init(KEY))
+    draws = guide.sample_posterior(KEY, params, sample_shape=(500,))["x"]
+    np.testing.assert_allclose(draws.mean(0), [20.0, 10.0, 0.0], atol=0.3)
+
+
+def test_a_prior_with_a_density_alone_starts_from_uniform_places():
+    class Density(dist.Distribution):
+        support = constraints.real
+
+        def log_prob(self, value: jax.Array) -> jax.Array:
+            return dist.Normal(3.0, 0.5).log_prob(value)
+
+    def model() -> None:
+        numpyro.sample("x", Density())
+
+    strategy = init_to_value(values={"x": 0.0})
+    guide = AutoImplicit(model, init_loc_fn=strategy)
+    svi = SVI(model, guide, numpyro.optim.Adam(1e-3), ImplicitELBO(4))
+    params = svi.get_params(svi.init(KEY))
+    np.testing.assert_allclose(params["auto_generator$params"].frame_loc, 3.0, atol=0.1)
 
 
 def test_a_discrete_latent_site_is_refused_at_set_up():

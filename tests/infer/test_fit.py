@@ -71,11 +71,10 @@ def test_resuming_from_a_checkpoint_gives_the_same_bits(tmp_path: Path):
 
 
 def test_a_second_fit_of_equal_shapes_traces_nothing():
-    count = 0
+    calls: list[None] = []
 
     def counted(y: jax.Array) -> None:
-        nonlocal count
-        count += 1
+        calls.append(None)
         model(y)
 
     guide = AutoNormal(counted)
@@ -86,9 +85,9 @@ def test_a_second_fit_of_equal_shapes_traces_nothing():
         "progress_bar": False,
     }
     fit(KEY, counted, guide, jnp.array(3.0), **options)
-    first = count
+    first = len(calls)
     fit(jax.random.key(1), counted, guide, jnp.array(3.5), **options)
-    assert count - first <= 1, "`SVI.init` runs the model once; the compiled loop must not"
+    assert len(calls) - first <= 1, "`SVI.init` runs the model once; the compiled loop must not"
 
 
 def test_the_rate_warms_up_is_constant_and_then_falls_to_a_hundredth():
@@ -120,6 +119,40 @@ def test_drift_is_in_units_of_the_sd():
 def bent_model() -> None:
     a = numpyro.sample("a", dist.Normal(0.0, 1.0))
     numpyro.sample("b", dist.Normal(a**2, 0.5))
+
+
+def test_skipped_steps_near_the_end_do_not_discard_the_run():
+    guide = AutoNormal(model)
+    plan = Plan(40, 0.1, 10, 0.01, 0.05)
+    runner = Runner(model, guide, LOSS, plan)
+    state = runner.begin(KEY, runner.init(KEY, None, (3.0,), {}), True, (3.0,), {})
+    state = state._replace(step=jnp.array(40), losses=jnp.full(40, 1.0).at[39].set(jnp.nan))
+    ended = state._replace(calm_checks=jnp.array(2))
+    assert runner.finish(ended, (3.0,), {})[1:] == (True, 0.0)
+    nothing = ended._replace(losses=jnp.full(40, jnp.nan))
+    params, converged, spread = runner.finish(nothing, (3.0,), {})
+    assert not converged and np.isnan(spread) and "mu_auto_loc" in params
+
+
+def test_a_minibatch_does_not_count_as_scatter_of_the_weights():
+    y = jax.random.normal(KEY, (200,)) + 1.0
+
+    def subsampled(y: jax.Array) -> None:
+        mu = numpyro.sample("mu", dist.Normal(0.0, 10.0))
+        with numpyro.plate("rows", 200, subsample_size=20) as rows:
+            numpyro.sample("y", dist.Normal(mu, 1.0), obs=y[rows])
+
+    guide = AutoNormal(subsampled)
+    result = fit(KEY, subsampled, guide, y, loss=ImplicitELBO(8), progress_bar=False)
+    assert np.isnan(result.log_weight_sd) and result.converged
+
+
+def test_a_budget_that_is_no_multiple_of_the_checks_is_annealed():
+    guide = AutoNormal(model)
+    options: dict[str, Any] = {"num_steps": 250, "learning_rate": 0.2, "progress_bar": False}
+    result = fit(KEY, model, guide, 3.0, loss=LOSS, **options)
+    assert 200 < result.num_steps <= 250
+    assert abs(float(result.params["mu_auto_loc"]) - 2.97) < 0.1, "not without annealing"
 
 
 def test_a_finished_fit_can_be_collected_with_its_programs():

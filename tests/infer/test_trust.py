@@ -53,13 +53,43 @@ def test_a_short_pull_is_left_alone_and_a_long_one_is_shortened_along_itself():
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
-def test_a_pull_that_is_not_finite_becomes_zero(bad):
-    pull = jnp.array([bad, 1.0])
-    np.testing.assert_array_equal(slope_at(pull, 1.0), 0.0)
-    assert not jnp.all(jnp.isfinite(slope_at(pull, None)))
+def test_a_pull_that_is_not_finite_stays_so(bad):
+    """So that the step is left out and counted; hidden, it would hide a broken model."""
+    assert not jnp.all(jnp.isfinite(slope_at(jnp.array([bad, 1.0]), 1.0)))
 
 
-def test_the_gradient_of_the_parameters_is_shortened_and_made_finite():
+@pytest.mark.parametrize("size", [1e25, 1e35])
+def test_a_pull_whose_square_is_beyond_the_floats_is_shortened(size):
+    pull = jnp.array([0.3, -0.2])
+    long, longer = slope_at(1e3 * pull, 0.01), slope_at(size * pull, 0.01)
+    np.testing.assert_allclose(longer, long, rtol=1e-4)
+
+
+def test_the_bound_meets_both_halves_of_the_gradient():
+    """The trace must hold the bounded value: log q and log p are evaluated at what it holds."""
+    params, static = eqx.partition(GENERATOR, eqx.is_inexact_array)
+    shift = params.shift
+
+    def guide(shift):
+        moved = eqx.tree_at(lambda p: p.shift, params, shift)
+        numpyro.sample("z", SemiImplicit(eqx.combine(moved, static)))
+
+    def target():
+        numpyro.sample("z", dist.Normal(jnp.zeros(2), 1e-3).to_event(1))
+
+    def length(trust_radius: float | None) -> float:
+        loss = ImplicitELBO(4, trust_radius=trust_radius)
+
+        def value(shift):
+            return loss.loss(KEY, {}, target, lambda: guide(shift))
+
+        return float(jnp.linalg.norm(jax.grad(value)(shift)))
+
+    assert length(None) > 1e5
+    assert length(1e-3) < 1.0
+
+
+def test_the_gradient_of_the_parameters_is_shortened():
     params = {"a": jnp.zeros(2), "b": jnp.zeros(())}
 
     def gradient(scale: float) -> dict[str, jax.Array]:
@@ -73,8 +103,9 @@ def test_the_gradient_of_the_parameters_is_shortened_and_made_finite():
     np.testing.assert_array_equal(short["a"], [3.0, 0.0])
     np.testing.assert_allclose(long["a"], [12.0, 0.0], rtol=1e-6)
     np.testing.assert_allclose(long["b"], 16.0, rtol=1e-6)
-    for bad in (jnp.nan, jnp.inf):
-        assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(gradient(bad)))
+    np.testing.assert_allclose(gradient(1e30)["b"], 16.0, rtol=1e-5)  # its square is not a float
+    for bad in (jnp.nan, jnp.inf):  # the step is then left out by `stable_update`
+        assert not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient(bad)))
 
 
 def model() -> None:
