@@ -120,17 +120,20 @@ def provenance() -> dict[str, Any]:
 
 
 def append(file: Path, row: dict[str, Any]) -> None:
-    """Append one row, figures to five significant digits."""
+    """Append one row, figures to five significant digits or five decimals, whichever is finer."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as out:
         out.write(json.dumps(rounded(row)) + "\n")
 
 
 def rounded(value: Any) -> Any:
-    """Return the same structure with floats of five significant digits."""
+    """Return the same structure with floats of five significant digits, or five decimals."""
     if isinstance(value, dict):
         return {k: rounded(v) for k, v in value.items()}
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    # A difference of losses is read in thousandths of a nat, however large the losses are.
+    return round(value, 5) if 1 <= abs(value) < 1e9 else float(f"{value:.5g}")
 
 
 def summary(row: dict[str, Any]) -> str:
