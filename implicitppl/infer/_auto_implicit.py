@@ -19,11 +19,11 @@ from jaxtyping import Array, PRNGKeyArray
 from numpyro import handlers
 from numpyro.distributions import Distribution
 from numpyro.infer.autoguide import AutoContinuous
-from numpyro.infer.initialization import init_to_median, init_to_uniform
+from numpyro.infer.initialization import init_to_median
 
 from implicitppl.distributions import Implicit, ResidualGenerator, SemiImplicit
 from implicitppl.infer._gaussian import GaussianFit, fit_gaussian
-from implicitppl.infer._sites import latent_sites
+from implicitppl.infer._sites import latent_sites, look_at
 from implicitppl.infer._starts import flat_log_density, prior_starts
 
 START_RADIUS = 2.0  # NumPyro's own default for a uniform start
@@ -369,15 +369,11 @@ def _refuse_discrete(model: Callable[..., Any], args: Any, kwargs: Any) -> None:
     """Raises for a discrete latent site. The model is traced abstractly; nothing is computed."""
     found: list[str] = []
 
-    def look() -> None:
-        with handlers.block():
-            # a starting value instead of a draw: flat priors cannot be drawn from
-            seeded = handlers.seed(model, jax.random.key(0))
-            started = handlers.substitute(seeded, substitute_fn=init_to_uniform())
-            sites = latent_sites(handlers.trace(started).get_trace(*args, **kwargs))
+    def read(trace: dict[str, Any]) -> None:
+        sites = latent_sites(trace)
         found.extend(name for name, site in sites.items() if site["fn"].support.is_discrete)
 
-    jax.eval_shape(look)
+    look_at(model, args, kwargs, read)
     if found:
         raise ValueError(
             f"`model` must have continuous latent sites only; got discrete {found}. Sum them out, "

@@ -5,14 +5,17 @@ An implicit site is unwrapped: `expand`, `to_event`, `mask` and transforms are p
 transforms, so that log q(x) = log q(u) - log |dx/du| with u the sampler's own output.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array
+from numpyro import handlers
 from numpyro.distributions import biject_to
 from numpyro.distributions.util import sum_rightmost
+from numpyro.infer.initialization import init_to_uniform
 
 from implicitppl.distributions import Implicit, SemiImplicit
 
@@ -121,3 +124,18 @@ def latent_sites(trace: dict[str, Site]) -> dict[str, Site]:
 
 def _scale(site: Site) -> Any:
     return 1.0 if site["scale"] is None else site["scale"]
+
+
+def look_at(model: Callable[..., Any], args: Any, kwargs: Any, read: Callable[[Any], None]) -> None:
+    """Calls `read` with a trace of the model, made abstractly: nothing is computed.
+
+    Latent sites hold starting values instead of draws, because flat priors cannot be drawn from.
+    """
+
+    def trace() -> None:
+        with handlers.block():
+            seeded = handlers.seed(model, jax.random.key(0))
+            started = handlers.substitute(seeded, substitute_fn=init_to_uniform())
+            read(handlers.trace(started).get_trace(*args, **kwargs))
+
+    jax.eval_shape(trace)

@@ -6,10 +6,8 @@ folds.
 """
 
 import contextlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,14 +17,14 @@ from jaxtyping import Array, PRNGKeyArray
 from numpyro import handlers
 from numpyro.infer import ELBO, SVI
 from numpyro.infer.autoguide import AutoGuide
-from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.svi import SVIState
 
 from implicitppl.infer._auto_implicit import AutoImplicit
+from implicitppl.infer._compiled import Compiled
 from implicitppl.infer._elbo import CHANGE, SURROGATE, ImplicitELBO
 from implicitppl.infer._gaussian import GaussianFit
 from implicitppl.infer._schedule import Plan, drift, falls, rate_factor
-from implicitppl.infer._sites import latent_sites
+from implicitppl.infer._sites import latent_sites, look_at
 
 Params = dict[str, Any]
 GRADIENT_CLIP = 20.0
@@ -67,30 +65,6 @@ class FitState(NamedTuple):
     num_folds: Array
 
 
-class _Compiled:
-    """A function compiled for the arrays among its arguments; the rest is held fixed.
-
-    As `eqx.filter_jit`, whose global cache would keep every function, and with it the guide and
-    some thousand memory maps, for good: a process that fits a guide a hundred times would die.
-    """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-        self.programs: dict[Any, Callable[[Any], Any]] = {}
-
-    def __call__(self, *args: Any) -> Any:
-        arrays, fixed = eqx.partition(args, _is_array)
-        leaves, structure = jax.tree.flatten(fixed)
-        key = (tuple((type(leaf), leaf) for leaf in leaves), structure)
-        if key not in self.programs:
-            self.programs[key] = jax.jit(lambda arrays: self.function(*eqx.combine(arrays, fixed)))
-        return self.programs[key](arrays)
-
-
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
-
-
 class Runner:
     """One compiled training step for a model, a guide, a loss and a schedule."""
 
@@ -102,10 +76,10 @@ class Runner:
         self.objective = ""
         self.subsamples = False
         self.rate = OTHER_RATE
-        self.begin = _Compiled(self._begin)
-        self.chunk = _Compiled(self._chunk)
-        self.probe = _Compiled(self._probe)
-        self.folds = _Compiled(self._folds)
+        self.begin = Compiled(self._begin)
+        self.chunk = Compiled(self._chunk)
+        self.probe = Compiled(self._probe)
+        self.folds = Compiled(self._folds)
 
     def init(self, key: PRNGKeyArray, init_params: Any, args: Any, kwargs: Any) -> SVIState:
         """Returns SVI's state before the first step, and settles loss and rate."""
@@ -310,15 +284,11 @@ def _subsamples(model: Any, args: Any, kwargs: Any) -> bool:
     """Tells whether a plate of the model looks at a part of its rows. Traced abstractly."""
     found: list[bool] = []
 
-    def look() -> None:
-        with handlers.block():
-            seeded = handlers.seed(model, jax.random.key(0))
-            started = handlers.substitute(seeded, substitute_fn=init_to_uniform())
-            trace = handlers.trace(started).get_trace(*args, **kwargs)
+    def read(trace: dict[str, Any]) -> None:
         plates = (site["args"] for site in trace.values() if site["type"] == "plate")
         found.extend(size != part for size, part in plates)
 
-    jax.eval_shape(look)
+    look_at(model, args, kwargs, read)
     return any(found)
 
 
