@@ -1,4 +1,4 @@
-"""Programs of a function: one for each set of things that are not arrays, freed with their owner."""
+"""Programs of a function: one for each set of fixed things, freed with their owner."""
 
 import gc
 import weakref
@@ -19,7 +19,7 @@ def test_arrays_are_traced_and_the_rest_is_fixed():
         return x["a"] * (2 if options["flag"] is True else 1)
 
     compiled = Compiled(function)
-    assert float(compiled({"a": jnp.array(3.0)}, {"flag": True})) == 6.0
+    assert float(compiled({"a": jnp.float32(3.0)}, {"flag": True})) == 6.0
     assert float(compiled({"a": np.float32(4.0)}, {"flag": True})) == 8.0
     assert traces == [True], "an array of the same shape and dtype needs no new program"
     assert float(compiled({"a": jnp.array(3.0)}, {"flag": 1})) == 3.0, "1 is not True"
