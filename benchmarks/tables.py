@@ -22,6 +22,7 @@ from benchmarks.metrics import EXCESS_FACTOR, LIMITS
 PAGE = Path(__file__).parents[1] / "docs" / "accuracy.md"
 BEGIN, END = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
 BASELINE = "AutoMultivariateNormal"
+RUN_AWAY = 1e4
 Rows = list[dict[str, Any]]
 
 
@@ -41,9 +42,14 @@ def median(rows: Rows, key: str) -> float:
     return float(np.median([row[key] for row in rows]))
 
 
+def figure(value: float, digits: int) -> str:
+    """Return the figure with so many decimals; what has run away in two significant digits."""
+    return f"{value:.{digits}f}" if abs(value) < RUN_AWAY else f"{value:.2g}"
+
+
 def flagged(value: float, limit: float, digits: int = 3) -> str:
     """Return the figure, in italics where it exceeds its limit."""
-    text = f"{value:.{digits}f}"
+    text = figure(value, digits)
     return text if value <= limit else f"*{text}*"
 
 
@@ -54,7 +60,7 @@ def detail_line(posterior: str, method: str, rows: Rows, baseline: float | None)
         return f"| {posterior} | {method} | {rows[0]['error']} | | | | | | |"
     low, high = min(r["sd_ratio_low"] for r in finite), worst(finite, "sd_ratio_high")
     off = max(1 - low, high - 1)
-    ratio = f"{low:.2f} to {high:.2f}"
+    ratio = f"{figure(low, 2)} to {figure(high, 2)}"
     excess = median(finite, "excess")
     limit = np.inf if baseline is None or method in (BASELINE, "NUTS") else baseline
     cells = [
@@ -112,7 +118,7 @@ def matrix(values: dict[str, dict[str, float]], first: dict[str, float], title: 
         "|---" * (len(methods) + 2) + "|",
     ]
     for posterior, row in values.items():
-        cells = [f"{row[m]:.4f}" if m in row else "" for m in methods]
+        cells = [figure(row[m], 4) if m in row else "" for m in methods]
         bold = methods.index(best_of(row))
         cells[bold] = f"**{cells[bold]}**"
         lines.append(f"| {posterior} | {first[posterior]:.4f} | " + " | ".join(cells) + " |")
