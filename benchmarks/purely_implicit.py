@@ -5,7 +5,7 @@
     python -m benchmarks.purely_implicit --table   (the table of docs/accuracy.md)
 
 The sampler is `NoiseGenerator`: it has no conditional layer, so its score comes from the particles.
-All of it takes about ten CPU minutes; every row states its own seconds.
+All of it takes about five CPU minutes; every row states its own seconds.
 """
 
 import argparse
