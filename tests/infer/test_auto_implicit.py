@@ -86,6 +86,7 @@ def test_the_gaussian_start_is_the_posterior_where_that_is_gaussian(gaussian_fit
     assert abs(float(result.gaussian.loss)) < 0.02 and result.gaussian.losses.shape == (4,)
 
 
+@pytest.mark.slow
 def test_density_bounds_bracket_the_true_density(gaussian_fit):
     guide, result = gaussian_fit
     assert guide.has_density_bounds
@@ -128,11 +129,13 @@ def test_predictive_runs_the_guide(mixed_fit):
     assert out["y"].shape == (6,) and out["twice"].shape == (6, 4)
 
 
-def test_guide_list_with_an_ordinary_guide():
+@pytest.mark.parametrize("num_starts", [0, pytest.param(4, marks=pytest.mark.slow)])
+def test_guide_list_with_an_ordinary_guide(num_starts):
     guide = AutoGuideList(mixed_supports)
     block = numpyro.handlers.block
     guide.append(AutoNormal(block(mixed_supports, expose=["scale", "weights"])))
-    guide.append(AutoImplicit(block(mixed_supports, expose=["z", "rows"]), prefix="part"))
+    part = block(mixed_supports, expose=["z", "rows"])
+    guide.append(AutoImplicit(part, prefix="part", num_starts=num_starts))
     svi = SVI(mixed_supports, guide, numpyro.optim.Adam(1e-2), ImplicitELBO(8))
     result = svi.run(KEY, 30, 1.0, progress_bar=False)
     assert np.isfinite(np.asarray(result.losses)).all()
