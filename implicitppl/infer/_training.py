@@ -203,7 +203,7 @@ class Runner:
     def check(self, before: FitState, state: FitState, args: Any, kwargs: Any) -> FitState:
         """Takes a chunk back where the sampler folds; else decides between the two stages."""
         every, step = self.plan.check_every, int(state.step)
-        losses = np.asarray(state.losses)
+        losses = np.asarray(state.losses, np.float64)  # the square of a wild loss stays finite
         if step == every and not np.isfinite(losses[:every]).any():
             raise FloatingPointError(
                 f"The loss was not finite in any of the first {every} steps. Check the model's "
@@ -256,7 +256,7 @@ class Runner:
         """
         params = state.average if int(state.num_averaged) else self._last(state)
         converged = int(state.calm_checks) >= CALM_CHECKS
-        last = np.asarray(state.losses)[: int(state.step)][-LAST_LOSSES:]
+        last = np.asarray(state.losses, np.float64)[: int(state.step)][-LAST_LOSSES:]
         last = last[np.isfinite(last)]
         if len(last) < 2:
             return self.svi.constrain_fn(params), False, float("nan")
@@ -286,7 +286,7 @@ def _subsamples(model: Any, args: Any, kwargs: Any) -> bool:
 
     def read(trace: dict[str, Any]) -> None:
         plates = (site["args"] for site in trace.values() if site["type"] == "plate")
-        found.extend(size != part for size, part in plates)
+        found.extend(part not in (None, size) for size, part in plates)
 
     look_at(model, args, kwargs, read)
     return any(found)

@@ -18,7 +18,7 @@ from numpyro.infer.autoguide import AutoNormal
 from implicitppl.infer import AutoImplicit, ImplicitELBO, fit
 from implicitppl.infer._fit import _runner
 from implicitppl.infer._schedule import Plan, drift, falls, rate_factor
-from implicitppl.infer._training import Runner
+from implicitppl.infer._training import Runner, _subsamples
 
 KEY = jax.random.key(0)
 LOSS = Trace_ELBO(8)
@@ -147,6 +147,14 @@ def test_a_minibatch_does_not_count_as_scatter_of_the_weights():
     assert np.isnan(result.log_weight_sd) and result.converged
 
 
+def test_only_plates_that_look_at_a_part_are_subsampled():
+    def plates(part: int | None) -> None:
+        with numpyro.plate("rows", 6, subsample_size=part):
+            numpyro.sample("x", dist.Normal(0.0, 1.0))
+
+    assert [_subsamples(plates, (part,), {}) for part in (None, 6, 2)] == [False, False, True]
+
+
 def test_a_budget_that_is_no_multiple_of_the_checks_is_annealed():
     guide = AutoNormal(model)
     options: dict[str, Any] = {"num_steps": 250, "learning_rate": 0.2, "progress_bar": False}
@@ -213,14 +221,14 @@ def test_a_chunk_that_folds_is_taken_back_and_the_rate_halved(monkeypatch):
     runner = Runner(bent_model, AutoImplicit(bent_model), None, Plan(200, 0.01, 20, 0.01, 0.05))
     before = runner.begin(KEY, runner.init(KEY, None, (), {}), True, (), {})
     after = runner.chunk(before, (), {})
-    assert float(runner.folds(after.svi)) == 0.0
-    monkeypatch.setattr(runner, "folds", lambda svi: jnp.array(0.2))
+    assert float(runner.folds(after.svi, (), {})) == 0.0
+    monkeypatch.setattr(runner, "folds", lambda *_: jnp.array(0.2))
     back = runner.check(before, after, (), {})
     assert float(back.damping) == 0.5 and int(back.num_folds) == 1 and int(back.step) == 20
     first, second = (runner.svi.get_params(s.svi) for s in (before, back))
     for old, new in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(old, new)
-    monkeypatch.setattr(runner, "folds", lambda svi: jnp.array(0.0))
+    monkeypatch.setattr(runner, "folds", lambda *_: jnp.array(0.0))
     kept = runner.check(before, after, (), {})
     assert float(kept.damping) == 1.0
     moved = jax.tree.leaves(runner.svi.get_params(kept.svi))
