@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 from numpyro.primitives import Messenger
 
@@ -83,9 +83,9 @@ def bounded_gradient(params: Any) -> Any:
 
 
 def _backward_params(_: None, pull: Any) -> tuple[Any]:
-    largest = optax.tree.max(jax.tree.map(jnp.abs, pull))
-    scaled = jax.tree.map(lambda x: x / jnp.maximum(largest, 1.0), pull)  # its square stays finite
-    length = jnp.maximum(largest, 1.0) * optax.tree.norm(scaled)
+    flat = ravel_pytree(pull)[0]
+    unit = jnp.maximum(jnp.max(jnp.abs(flat), initial=0.0), 1.0)  # so that squares stay finite
+    length = unit * jnp.linalg.norm(flat / unit)
     factor = jnp.minimum(1.0, LARGEST_GRADIENT / jnp.where(length > 0, length, 1.0))
     return (jax.tree.map(lambda x: factor.astype(x.dtype) * x, pull),)
 
