@@ -6,7 +6,14 @@ Nothing here knows about samples, kernels or scores; every function runs under `
 from implicitppl.linalg._checks import check_non_negative, check_positive
 from implicitppl.linalg._cholesky import SafeCholesky, safe_cholesky
 from implicitppl.linalg._eigen import Eigenpairs, top_eigenpairs
-from implicitppl.linalg._filters import Cutoff, ProductFilter, Ridge, SpectralFilter, Tikhonov
+from implicitppl.linalg._filters import (
+    Cutoff,
+    ProductFilter,
+    RelativeRidge,
+    Ridge,
+    SpectralFilter,
+    Tikhonov,
+)
 from implicitppl.linalg._inverse import Inverse, small_inverse
 
 __all__ = [
@@ -14,6 +21,7 @@ __all__ = [
     "Eigenpairs",
     "Inverse",
     "ProductFilter",
+    "RelativeRidge",
     "Ridge",
     "SafeCholesky",
     "SpectralFilter",

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from implicitppl.linalg._checks import check_non_negative
+from implicitppl.linalg._checks import check_non_negative, check_positive
 
 
 class SpectralFilter(eqx.Module):
@@ -152,6 +152,42 @@ class Tikhonov(SpectralFilter):
         self, values: Float[Array, " J"], trace: Float[Array, ""], num_samples: int
     ) -> Float[Array, " J"]:
         return _shrink(values, self.ridge)
+
+
+class RelativeRidge(SpectralFilter):
+    """Shrink relative to the largest eigenvalue: f_j = (l_j / (l_j + level l_1))^power.
+
+    Args:
+        level: regularisation as a share of l_1, >= 0: free of units, of M and of the kernel's
+            variance, so that one grid of levels serves every problem.
+        power: 1 is `Tikhonov`, 2 is the ridge of SSGE.
+
+    Raises:
+        ValueError: if `level` is negative or `power` is not positive.
+
+    Cost O(J).
+
+    Reference: Zhou, Shi, Zhu, ICML 2020, section 3.1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from implicitppl.linalg import RelativeRidge
+        >>> RelativeRidge(0.5)(jnp.array([2.0, 1.0]), jnp.array(3.0), 10).round(3).tolist()
+        [0.6669999957084656, 0.5]
+    """
+
+    level: ArrayLike
+    power: ArrayLike = 1.0
+
+    def __check_init__(self) -> None:
+        check_non_negative("level", self.level)
+        check_positive("power", self.power)
+
+    def __call__(
+        self, values: Float[Array, " J"], trace: Float[Array, ""], num_samples: int
+    ) -> Float[Array, " J"]:
+        level = jnp.asarray(self.level, values.dtype)
+        return _shrink(values, level * values[0]) ** jnp.asarray(self.power, values.dtype)
 
 
 class ProductFilter(SpectralFilter):

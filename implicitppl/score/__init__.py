@@ -8,6 +8,8 @@ from implicitppl.score._estimators import SSGE, KernelEstimator, Stein
 from implicitppl.score._fitted import FittedScore, ScoreInfo
 from implicitppl.score._gaussian import Gaussian
 from implicitppl.score._matching import matching_loss
+from implicitppl.score._select import select
+from implicitppl.score._stack import SelectionInfo, Stack
 from implicitppl.score._stein import affine_stein_correction
 from implicitppl.score._surrogate import entropy_surrogate
 
@@ -17,8 +19,11 @@ __all__ = [
     "Gaussian",
     "KernelEstimator",
     "ScoreInfo",
+    "SelectionInfo",
+    "Stack",
     "Stein",
     "affine_stein_correction",
     "entropy_surrogate",
     "matching_loss",
+    "select",
 ]

@@ -285,7 +285,7 @@ def _fit(estimator: KernelEstimator, samples: Array, weights: Array | None) -> F
         effective_size=m.size,
         finite=jnp.all(jnp.isfinite(samples)) & jnp.all(jnp.isfinite(result.coefficients)),
     )
-    return FittedScore(info, Expansion(kernel, where, z, result.coefficients), reference, dimension)
+    return FittedScore(info, Expansion(kernel, where, result.centres, result.coefficients), reference, dimension)
 
 
 def _stop_gradient(tree: Any) -> Any:

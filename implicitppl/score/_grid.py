@@ -1,0 +1,73 @@
+"""The kernel candidates of `select` as data: arrays of integers and factors, one compiled program.
+
+A configuration is (kernel, metric, width factor): one eigendecomposition. Each carries all filters
+and both references, whose held-out loss costs a matrix product.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from implicitppl.kernels import RBF, InverseMultiquadric, Radial
+from implicitppl.kernels._radial import Lengthscale, Scalar
+
+KERNELS = ("RBF", "InverseMultiquadric")
+FACTORS = (0.7, 1.0, 1.4, 2.0, 4.0)
+LEVELS = tuple(float(level) for level in 10.0 ** -np.arange(0, 6.01, 0.5))
+POWERS = (1.0, 2.0)
+REFERENCES = ("none", "gaussian")
+# A whitened kernel with fewer samples for each dimension would be whitened by a shrunk covariance.
+SAMPLES_PER_DIMENSION = 5
+
+
+class RadialChoice(Radial):
+    """`RBF` or `InverseMultiquadric`, chosen by an integer that may be traced."""
+
+    lengthscale: Lengthscale
+    choice: Int[Array, ""]
+    variance: Scalar = eqx.field(default=1.0, static=True)
+
+    def profile(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
+        return jnp.where(self.choice == 0, RBF().profile(t), InverseMultiquadric().profile(t))
+
+    def profile_slope(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
+        first, second = RBF().profile_slope(t), InverseMultiquadric().profile_slope(t)
+        return jnp.where(self.choice == 0, first, second)
+
+
+class Grid(NamedTuple):
+    """Configurations, as NumPy arrays of equal length, and the names of the metrics."""
+
+    kernel: np.ndarray
+    metric: np.ndarray
+    factor: np.ndarray
+    metrics: tuple[str, ...]
+
+
+class Filters(NamedTuple):
+    """The candidates within one configuration: reference x power x level, as NumPy arrays."""
+
+    reference: np.ndarray
+    power: np.ndarray
+    level: np.ndarray
+
+
+def kernel_grid(num_train: int, dimension: int) -> Grid:
+    """Return the configurations for training sets of a given size."""
+    metrics = ["isotropic"]
+    if dimension > 1:
+        metrics.append("diagonal")
+        if num_train >= SAMPLES_PER_DIMENSION * (dimension + 1):
+            metrics.append("whitened")
+    axes = np.meshgrid(np.arange(len(KERNELS)), np.arange(len(metrics)), FACTORS, indexing="ij")
+    kernel, metric, factor = (axis.ravel() for axis in axes)
+    return Grid(kernel, metric, factor, tuple(metrics))
+
+
+def filter_grid() -> Filters:
+    """Return the filters of every configuration."""
+    axes = np.meshgrid(np.arange(len(REFERENCES)), POWERS, LEVELS, indexing="ij")
+    return Filters(*(axis.ravel() for axis in axes))
