@@ -46,7 +46,7 @@ _JUDGED = 4000
 # Kernel estimates in a stack: each costs O(M D) for every query.
 _MEMBERS = 4
 # A smaller share of the stack is dropped.
-_SMALLEST_SHARE = 1e-3
+_SMALLEST_SHARE = 1e-2
 # Predictions kept for the quadratic programme, as numbers (200 MB in float32), and candidates of
 # each configuration that keep theirs.
 _PREDICTIONS, _BEST = 5e7, 3
@@ -115,7 +115,15 @@ def select(
         weights = check_weights(weights, samples)
     if samples.shape[0] < max(MIN_SAMPLES, 2 * num_folds):
         return Gaussian().fit(samples, weights=weights)
-    return _select(samples, weights, key, num_folds, float(num_errors), autocorrelated)
+    samples, weights = jax.lax.stop_gradient((samples, weights))
+
+    # One problem after the other under `vmap`: batched, the held-out predictions of all problems
+    # would be in memory at once, and a batched eigh inside a loop can hang on the CPU.
+    @jax.custom_batching.sequential_vmap
+    def solve(samples: Array, weights: Array | None, key: Array) -> FittedScore:
+        return _select(samples, weights, key, num_folds, float(num_errors), autocorrelated)
+
+    return solve(samples, weights, key)
 
 
 class _Problem(NamedTuple):
@@ -137,7 +145,6 @@ def _select(
     num_errors: float,
     autocorrelated: bool,
 ) -> FittedScore:
-    samples, weights = jax.lax.stop_gradient((samples, weights))
     size, dimension = samples.shape
     problem = _standardise(samples, weights)
     order = jax.random.permutation(key, size)

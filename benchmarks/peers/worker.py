@@ -1,0 +1,52 @@
+"""What a peer's process does: read problems, time a call, write scores. NumPy and nothing else.
+
+A peer is a script that calls `serve(rows)` with {row name: function (samples, queries) -> scores}.
+It is started as `PYTHON SCRIPT FOLDER`; every `FOLDER/*.npz` holds `samples` and `queries`, and
+`FOLDER/<stem>.<row>.out.npz` gets `scores`, `one_ms` and `all_ms`, CPU milliseconds of the whole call
+(these peers refit with every call) for one query and for all of them. Times are measured on seed 0.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def serve(rows: Mapping[str, Score], largest: int = 2000) -> None:
+    """Answer every problem of the folder given on the command line that is not answered yet."""
+    folder = Path(sys.argv[1])
+    for file in sorted(folder.glob("*.npz")):
+        if file.name.endswith(".out.npz"):
+            continue
+        problem = np.load(file)
+        samples = problem["samples"].astype(np.float32)
+        queries = problem["queries"].astype(np.float32)
+        if len(samples) > largest:
+            continue
+        for name, score in rows.items():
+            out = file.with_suffix(f".{name}.out.npz")
+            if out.exists():
+                continue
+            times = {"one_ms": np.nan, "all_ms": np.nan}
+            scores = np.asarray(score(samples, queries))
+            if file.stem.endswith("-0"):
+                score(samples, queries[:1])  # what is compiled is compiled before it is timed
+                times = {
+                    "one_ms": cpu_ms(lambda: score(samples, queries[:1])),
+                    "all_ms": cpu_ms(lambda: score(samples, queries)),
+                }
+            np.savez(out, scores=scores, **times)
+
+
+def cpu_ms(call: Callable[[], object]) -> float:
+    """Return the CPU milliseconds of the faster of two calls."""
+    times = []
+    for _ in range(2):
+        start = time.process_time()
+        np.asarray(call())
+        times.append(time.process_time() - start)
+    return 1000 * min(times)
