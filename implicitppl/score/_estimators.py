@@ -16,7 +16,8 @@ from jaxtyping import Array, Float
 from implicitppl.kernels import RBF, Kernel, median_lengthscale
 from implicitppl.linalg import Cutoff, Ridge, SpectralFilter, Tikhonov, check_positive
 from implicitppl.score._checks import check_samples, check_weights
-from implicitppl.score._fitted import Expansion, FittedScore, ScoreInfo
+from implicitppl.score._expansion import Expansion
+from implicitppl.score._fitted import FittedScore, ScoreInfo
 from implicitppl.score._metric import Coordinates, check_metric, coordinates
 from implicitppl.score._moments import Moments, moments
 from implicitppl.score._reference import (

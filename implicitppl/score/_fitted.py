@@ -7,6 +7,7 @@ same cost: div s(x) = div s0(x) + sum_m grad_z k(z, z_m) . (T^T T C_m).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,10 +15,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from implicitppl.kernels import Kernel
 from implicitppl.score._checks import check_query
-from implicitppl.score._metric import Coordinates
+from implicitppl.score._expansion import Expansion
 from implicitppl.score._reference import Reference
+from implicitppl.score._stack import SelectionInfo, Stack
+from implicitppl.score._support import Support
 
 # Queries are evaluated in blocks of at most this many kernel values (64 MiB in float32).
 _BLOCK = 2**24
@@ -52,27 +54,6 @@ class ScoreInfo(eqx.Module):
     finite: Bool[Array, ""]
 
 
-class Expansion(eqx.Module):
-    """The kernel part k(z, Z) C of a score."""
-
-    kernel: Kernel
-    coordinates: Coordinates
-    centres: Float[Array, "M D"]
-    coefficients: Float[Array, "M D"]
-
-    def score(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
-        """Return the kernel part of the score for every row."""
-        gram = self.kernel.gram(self.coordinates.to_metric(x), self.centres)
-        values = jnp.matmul(gram, self.coefficients, precision="highest")
-        return self.coordinates.score_from_metric(values)
-
-    def divergence(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
-        """Return the divergence of the kernel part for every row."""
-        weighted = self.coordinates.trace_weight(self.coefficients)
-        z = self.coordinates.to_metric(x)
-        return self.kernel.directional_gradient(z, self.centres, weighted)
-
-
 class FittedScore(eqx.Module):
     """An estimate of grad log q, fitted on samples of q; made by the `fit` of an estimator.
 
@@ -84,6 +65,7 @@ class FittedScore(eqx.Module):
         expansion: kernel part, or None.
         reference: part that was not expanded, or None.
         dimension: D.
+        support: where there were samples, see `off_support`; None unless made by `select`.
 
     Cost O(M D) for each query. Without a reference the estimate decays to 0 away from the samples.
 
@@ -100,10 +82,11 @@ class FittedScore(eqx.Module):
         'Gaussian'
     """
 
-    info: ScoreInfo
-    expansion: Expansion | None
+    info: ScoreInfo | SelectionInfo
+    expansion: Expansion | Stack | None
     reference: Reference | None
     dimension: int = eqx.field(static=True)
+    support: Support | None = None
 
     def __call__(self, x: ArrayLike) -> Float[Array, "..."]:
         """Return the score at `x`.
@@ -137,11 +120,31 @@ class FittedScore(eqx.Module):
         x = check_query(x, self.dimension, self._dtype)
         return _evaluate_divergence(self, x)
 
+    def off_support(self, x: ArrayLike) -> Bool[Array, "..."]:
+        """Return whether `x` is farther from all samples than any sample from the others.
+
+        Args:
+            x: one point (D,), or points (..., D).
+
+        Returns:
+            One boolean for each point. A point from the distribution of the M samples is flagged
+            with probability at most 1 / (M + 1); a flagged score rests on the reference alone.
+
+        Raises:
+            ValueError: if the last axis of `x` is not D, or the score was not made by `select`.
+
+        Distances are whitened. Cost O(M D) for each point, at most 2000 samples.
+        """
+        if self.support is None:
+            raise ValueError("`off_support` needs a score from `select`; this one keeps no support.")
+        x = check_query(x, self.dimension, self._dtype)
+        return self.support.off(x.reshape(-1, self.dimension)).reshape(x.shape[:-1])
+
     @property
     def _dtype(self) -> jnp.dtype:
         return self.info.explained.dtype
 
-    def _parts(self) -> list[Expansion | Reference]:
+    def _parts(self) -> list[Expansion | Stack | Reference]:
         return [part for part in (self.reference, self.expansion) if part is not None]
 
 
@@ -161,7 +164,7 @@ def _evaluate_divergence(fitted: FittedScore, x: Array) -> Array:
 
 def _in_blocks(
     fitted: FittedScore,
-    evaluate: Callable[[Expansion | Reference, Array], Array],
+    evaluate: Callable[[Any, Array], Array],
     rows: Float[Array, "N D"],
 ) -> Array:
     """Sum the parts over rows, in blocks where N M is too large for one Gram matrix."""

@@ -90,7 +90,7 @@ def held_out(
     folds: Folds,
     grid: Grid,
     filters: Filters,
-    num_errors: float,
+    num_errors: Float[Array, ""],
     num_best: int,
 ) -> HeldOut:
     """Return the held-out losses of all candidates.
@@ -112,7 +112,9 @@ def held_out(
     judge = folds.judge.reshape(-1)
     judge_weights = w[judge] / jnp.sum(w[judge])
     prepared = jax.lax.map(lambda train: _prepare(y, unit, w, train, grid.metrics), folds.train)
-    atoms, divergences = jax.vmap(_atom_scores)(prepared.gaussians, y[folds.judge])
+    atoms, divergences = jax.vmap(_atom_scores)(
+        prepared.mean, prepared.precisions, y[folds.judge]
+    )
     # (K, A, V, D) -> (A, n, D)
     atoms = jnp.swapaxes(atoms, 0, 1).reshape(atoms.shape[1], *y[judge].shape)
     divergences = jnp.repeat(divergences.T, folds.judge.shape[1], axis=1)
@@ -135,7 +137,7 @@ def held_out(
             where = jax.tree.map(lambda leaf: leaf[metric], chosen.coordinates)
             kernel = RadialChoice(chosen.medians[metric] * factor, kind)
             landmarks = None if folds.landmarks is None else folds.landmarks[k]
-            first = jax.tree.map(lambda leaf: leaf[0], chosen.gaussians)
+            first = GaussianReference(chosen.mean, chosen.precisions[0])
             return _fold(
                 y, weights, folds.train[k], folds.judge[k], landmarks, kernel, where, first
             )
@@ -174,9 +176,10 @@ def held_out(
 
 
 class _Prepared(NamedTuple):
-    """What one training set gives to every configuration: (A) Gaussians, one entry per metric."""
+    """What one training set gives to every configuration: A Gaussians, one place per metric."""
 
-    gaussians: GaussianReference
+    mean: Float[Array, " D"]
+    precisions: Float[Array, "A D D"]
     coordinates: Coordinates
     medians: Float[Array, " metrics"]
 
@@ -192,7 +195,7 @@ def _prepare(
         for place in places
     ]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *places)
-    return _Prepared(gaussian_atoms(m, unit), stacked, jnp.stack(medians))
+    return _Prepared(m.mean, gaussian_precisions(m, unit), stacked, jnp.stack(medians))
 
 
 def metric_coordinates(name: str, m: Moments, unit: Array, matrices: bool) -> Coordinates:
@@ -207,23 +210,22 @@ def metric_coordinates(name: str, m: Moments, unit: Array, matrices: bool) -> Co
     return Coordinates(m.mean, jnp.diag(spread) if matrices else spread)
 
 
-def gaussian_atoms(m: Moments, unit: Array) -> GaussianReference:
-    """Return the stacked Gaussians of `ATOMS`: covariances from full to isotropic."""
+def gaussian_precisions(m: Moments, unit: Float[Array, " D"]) -> Float[Array, "A D D"]:
+    """Return the precisions of `ATOMS`: from the full covariance to an isotropic one."""
     full = gaussian_reference(m)
     amount = 0.5 * (1 + shrinkage_amount(m))
     half, diagonal = gaussian_reference(m, amount), gaussian_reference(m, 1.0)
-    count = jnp.maximum(jnp.sum(m.varies), 1)
+    count = jnp.maximum(jnp.sum(m.varies.astype(unit.dtype)), 1)
     variance = jnp.sum(jnp.where(m.varies, jnp.diagonal(m.covariance) * unit**2, 0)) / count
     isotropic = jnp.where(m.varies, unit**2 / jnp.where(variance > 0, variance, 1), 0)
-    atoms = (full, half, diagonal, GaussianReference(m.mean, jnp.diag(isotropic)))
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *atoms)
+    return jnp.stack([full.precision, half.precision, diagonal.precision, jnp.diag(isotropic)])
 
 
 def _atom_scores(
-    gaussians: GaussianReference, points: Float[Array, "V D"]
+    mean: Float[Array, " D"], precisions: Float[Array, "A D D"], points: Float[Array, "V D"]
 ) -> tuple[Float[Array, "A V D"], Float[Array, " A"]]:
-    scores = jax.vmap(lambda g: g.score(points))(gaussians)
-    return scores, -jnp.trace(gaussians.precision, axis1=1, axis2=2)
+    scores = jax.vmap(lambda p: GaussianReference(mean, p).score(points))(precisions)
+    return scores, -jnp.trace(precisions, axis1=1, axis2=2)
 
 
 def basis_of(

@@ -76,7 +76,9 @@ class StaticFunction(eqx.Module):
         return self.function(x)
 
 
-def gaussian_reference(m: Moments, shrinkage: float | None = None) -> GaussianReference:
+def gaussian_reference(
+    m: Moments, shrinkage: float | Float[Array, ""] | None = None
+) -> GaussianReference:
     """Return the plug-in Gaussian score of samples with the given moments."""
     dimension = m.mean.shape[0]
     amount = shrinkage_amount(m) if shrinkage is None else jnp.asarray(shrinkage, m.size.dtype)

@@ -20,22 +20,24 @@ from implicitppl.kernels import median_lengthscale
 from implicitppl.linalg import RelativeRidge, check_non_negative
 from implicitppl.score._basis import stein_targets
 from implicitppl.score._checks import check_samples, check_weights
-from implicitppl.score._fitted import Expansion, FittedScore
+from implicitppl.score._expansion import Expansion
+from implicitppl.score._fitted import FittedScore
 from implicitppl.score._gaussian import Gaussian
 from implicitppl.score._grid import RadialChoice, filter_grid, kernel_grid
 from implicitppl.score._held_out import (
     Folds,
     HeldOut,
     basis_of,
-    gaussian_atoms,
+    gaussian_precisions,
     held_out,
     metric_coordinates,
 )
 from implicitppl.score._metric import Coordinates
-from implicitppl.score._moments import moments
+from implicitppl.score._moments import Moments, moments
 from implicitppl.score._reference import GaussianReference
 from implicitppl.score._simplex import minimise_on_simplex
 from implicitppl.score._stack import SelectionInfo, Stack
+from implicitppl.score._support import nearest_neighbour_support
 
 # With fewer samples there is nothing to hold out, and the Gaussian is returned.
 MIN_SAMPLES = 20
@@ -116,12 +118,14 @@ def select(
     if samples.shape[0] < max(MIN_SAMPLES, 2 * num_folds):
         return Gaussian().fit(samples, weights=weights)
     samples, weights = jax.lax.stop_gradient((samples, weights))
+    # An array, so that another value compiles nothing.
+    charge = jnp.asarray(num_errors, samples.dtype)
 
     # One problem after the other under `vmap`: batched, the held-out predictions of all problems
     # would be in memory at once, and a batched eigh inside a loop can hang on the CPU.
     @jax.custom_batching.sequential_vmap
     def solve(samples: Array, weights: Array | None, key: Array) -> FittedScore:
-        return _select(samples, weights, key, num_folds, float(num_errors), autocorrelated)
+        return _select(samples, weights, key, charge, num_folds, autocorrelated)
 
     return solve(samples, weights, key)
 
@@ -133,7 +137,7 @@ class _Problem(NamedTuple):
     frame: Coordinates
     unit: Float[Array, " D"]
     weights: Float[Array, " M"] | None
-    effective_size: Float[Array, ""]
+    moments: Moments
 
 
 @eqx.filter_jit
@@ -141,8 +145,8 @@ def _select(
     samples: Array,
     weights: Array | None,
     key: Array,
+    num_errors: Float[Array, ""],
     num_folds: int,
-    num_errors: float,
     autocorrelated: bool,
 ) -> FittedScore:
     size, dimension = samples.shape
@@ -169,13 +173,11 @@ def _select(
     power = jnp.asarray(filters.power, samples.dtype)[which]
     reference = jnp.asarray(filters.reference)[which]
     landmarks = None if folds.landmarks is None else order[: min(_LANDMARKS, size)]
-    members, gaussians, lengthscale = _refit(
+    members, mean, precisions, lengthscale = _refit(
         problem, landmarks, grid.metrics, kernel, metric, factor, level, power, reference
     )
-    shares = choice.gaussian_shares.at[0].add(jnp.sum(choice.shares * reference))
-    gaussian = GaussianReference(
-        gaussians.mean[0], jnp.einsum("a,aij->ij", shares, gaussians.precision)
-    )
+    shares = choice.gaussian_shares.at[0].add(jnp.sum(choice.shares * reference.astype(samples.dtype)))
+    gaussian = GaussianReference(mean, jnp.einsum("a,aij->ij", shares, precisions))
     gain, error = found.gain[config, which], found.error[config, which]
     finite = [jnp.all(jnp.isfinite(a)) for a in (samples, members.coefficients, choice.shares)]
     info = SelectionInfo(
@@ -197,16 +199,19 @@ def _select(
         gaussian_loss=found.gaussian_loss,
         all_gains=found.gain,
         all_errors=found.error,
-        grid=np.stack([grid.kernel, grid.metric, grid.factor], 1).astype(samples.dtype),
-        filters=np.stack([filters.reference, filters.power, filters.level], 1).astype(
-            samples.dtype
-        ),
-        num_errors=jnp.asarray(num_errors, samples.dtype),
+        grid=_table(samples.dtype, grid.kernel, grid.metric, grid.factor),
+        filters=_table(samples.dtype, filters.reference, filters.power, filters.level),
+        num_errors=num_errors,
         explained=jnp.asarray(jnp.nan, samples.dtype),
-        effective_size=problem.effective_size,
+        effective_size=problem.moments.size,
         finite=finite[0] & finite[1] & finite[2],
     )
-    return FittedScore(info, Stack(members, choice.shares), gaussian, dimension)
+    support = nearest_neighbour_support(samples, problem.moments, order)
+    return FittedScore(info, Stack(members, choice.shares), gaussian, dimension, support)
+
+
+def _table(dtype: jnp.dtype, *columns: np.ndarray) -> Float[Array, "rows columns"]:
+    return jnp.asarray(np.stack(columns, axis=1), dtype)
 
 
 def _standardise(samples: Array, weights: Array | None) -> _Problem:
@@ -217,7 +222,7 @@ def _standardise(samples: Array, weights: Array | None) -> _Problem:
     largest = jnp.max(spread)
     spread = jnp.where(m.varies, spread, jnp.where(largest > 0, largest, 1))
     frame = Coordinates(m.mean, spread)
-    return _Problem(frame.to_metric(samples), frame, spread / jnp.max(spread), weights, m.size)
+    return _Problem(frame.to_metric(samples), frame, spread / jnp.max(spread), weights, m)
 
 
 def _folds(size: int, num_folds: int, autocorrelated: bool) -> Folds:
@@ -252,7 +257,9 @@ class _Choice(NamedTuple):
     gain: Float[Array, ""]
 
 
-def _stack(found: HeldOut, weights: Float[Array, " n"], num_errors: float) -> _Choice:
+def _stack(
+    found: HeldOut, weights: Float[Array, " n"], num_errors: Float[Array, ""]
+) -> _Choice:
     """Solve the quadratic programme for all candidates, then for the largest few."""
     total, num_atoms = found.linear.shape[0], found.scores.shape[0] - found.best.size
     num_kernels = total - num_atoms
@@ -272,7 +279,7 @@ def _stack(found: HeldOut, weights: Float[Array, " n"], num_errors: float) -> _C
 
     everything = solve(jnp.arange(total))
     _, picked = jax.lax.top_k(everything[:num_kernels], _MEMBERS)
-    index = jnp.concatenate([picked, jnp.arange(num_kernels, total)])
+    index = jnp.concatenate([picked, jnp.arange(num_kernels, total, dtype=picked.dtype)])
     shares = solve(index)
     chosen = jnp.zeros((total,), rows.dtype).at[index].set(shares)
     loss = 0.5 * chosen @ (quadratic @ chosen) + linear @ chosen
@@ -289,8 +296,8 @@ def _refit(
     level: Float[Array, " R"],
     power: Float[Array, " R"],
     reference: Int[Array, " R"],
-) -> tuple[Expansion, GaussianReference, Float[Array, " R"]]:
-    """Fit the members on all samples; results are in the user's coordinates."""
+) -> tuple[Expansion, Float[Array, " D"], Float[Array, "A D D"], Float[Array, " R"]]:
+    """Fit on all samples: members, Gaussian mean and precisions, lengthscales, in data units."""
     y, frame = problem.y, problem.frame
     size = y.shape[0]
     w = jnp.full((size,), 1 / size, y.dtype) if problem.weights is None else problem.weights
@@ -298,8 +305,8 @@ def _refit(
     places = [metric_coordinates(n, m, problem.unit, "whitened" in metrics) for n in metrics]
     medians = jnp.stack([median_lengthscale(place.to_metric(y)) for place in places])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *places)
-    gaussians = gaussian_atoms(m, problem.unit)
-    base = jax.tree.map(lambda leaf: leaf[0], gaussians).score(y)
+    precisions = gaussian_precisions(m, problem.unit)
+    base = GaussianReference(m.mean, precisions[0]).score(y)
 
     def member(r: Array) -> tuple[Expansion, Array]:
         where = jax.tree.map(lambda leaf: leaf[metric[r]], stacked)
@@ -325,9 +332,5 @@ def _refit(
         return Expansion(chosen, place, basis.centres, coefficients), lengthscale
 
     members, lengthscale = jax.lax.map(member, jnp.arange(kernel.shape[0]))
-    scale = frame.scale[:, None] * frame.scale[None, :]
-    in_data = GaussianReference(
-        frame.shift[None, :] + frame.scale[None, :] * gaussians.mean,
-        gaussians.precision / scale[None],
-    )
-    return members, in_data, lengthscale
+    mean = frame.shift + frame.scale * m.mean
+    return members, mean, precisions / (frame.scale[:, None] * frame.scale[None, :])[None], lengthscale

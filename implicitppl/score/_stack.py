@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from implicitppl.score._fitted import Expansion
+from implicitppl.score._expansion import Expansion
 from implicitppl.score._grid import KERNELS, REFERENCES
 
 

@@ -1,0 +1,77 @@
+"""Eigenfunctions on all samples and on landmarks: one is the other where they coincide."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from implicitppl.kernels import RBF, InverseMultiquadric
+from implicitppl.score._basis import full_basis, landmark_basis, stein_targets
+
+M, D = 40, 3
+
+
+@pytest.fixture
+def points():
+    with jax.enable_x64(True):
+        yield jnp.asarray(np.random.default_rng(0).normal(size=(M, D)))
+
+
+def _weights(kind: str) -> jax.Array:
+    values = np.ones(M) if kind == "equal" else np.random.default_rng(1).uniform(0.1, 2, M)
+    return jnp.asarray(values / values.sum())
+
+
+@pytest.mark.parametrize("kind", ["equal", "unequal"])
+@pytest.mark.parametrize("kernel", [RBF(1.5), InverseMultiquadric(1.0)], ids=["rbf", "imq"])
+def test_landmarks_at_all_samples_give_the_full_eigenfunctions(points, kernel, kind):
+    w = _weights(kind)
+    full = full_basis(kernel, points, w)
+    landmark = landmark_basis(kernel, points, w, points)
+    np.testing.assert_allclose(landmark.values, full.values, rtol=1e-6, atol=1e-12)
+    assert float(landmark.trace) == pytest.approx(float(full.trace))
+    queries = jnp.asarray(np.random.default_rng(2).normal(size=(7, D)))
+    leading = 15  # the sign of an eigenfunction is free
+    a, b = (kernel.gram(queries, points) @ c.transform[:, :leading] for c in (full, landmark))
+    np.testing.assert_allclose(jnp.abs(a), jnp.abs(b), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["equal", "unequal"])
+def test_orthonormal_on_the_samples_and_stein_identity_with_landmarks(points, kind):
+    # sum_i w_i psi_j psi_k = delta_jk, and beta_j = -sum_i w_i [grad psi_j + psi_j s0] at x_i.
+    w, kernel = _weights(kind), RBF(1.5)
+    basis = landmark_basis(kernel, points, w, points[:12])
+    psi = kernel.gram(points, points[:12]) @ basis.transform
+    np.testing.assert_allclose(psi.T @ (w[:, None] * psi), np.eye(12), atol=1e-9)
+    reference = -0.5 * points
+    targets = stein_targets(kernel, points, w, basis.centres, reference)
+
+    def functions(x: jax.Array) -> jax.Array:
+        return kernel.gram(x[None, :], points[:12])[0] @ basis.transform
+
+    gradients = jax.vmap(jax.jacfwd(functions))(points)
+    expected = -jnp.einsum("i,ijd->jd", w, gradients + psi[:, :, None] * reference[:, None, :])
+    np.testing.assert_allclose(basis.transform.T @ targets, expected, atol=1e-9)
+
+
+def test_blocks_change_nothing(points, monkeypatch):
+    w, kernel = _weights("unequal"), RBF(1.5)
+
+    def both() -> tuple[jax.Array, jax.Array]:
+        basis = landmark_basis(kernel, points, w, points[:12])
+        return basis.values, stein_targets(kernel, points, w, basis.centres, points)
+
+    whole = both()
+    monkeypatch.setattr("implicitppl.score._basis._BLOCK", 12 * 9)  # 9 rows: the last block is short
+    for a, b in zip(whole, both(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+def test_coinciding_landmarks_are_dropped_not_divided_by(precision):
+    rng = np.random.default_rng(3)
+    x = jnp.asarray(rng.normal(size=(30, 2)), precision)
+    landmarks = jnp.concatenate([x[:5], x[:5]])
+    w = jnp.full((30,), 1 / 30, precision)
+    basis = landmark_basis(RBF(1.5), x, w, landmarks)
+    assert int(jnp.sum(basis.kept)) == 5
+    assert float(jnp.max(jnp.abs(basis.transform))) < 1e4

@@ -1,0 +1,262 @@
+"""`select`: its held-out losses against single fits, its choice, its symmetries, bad samples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from implicitppl.kernels import RBF, InverseMultiquadric
+from implicitppl.linalg import RelativeRidge
+from implicitppl.score import Gaussian, KernelEstimator, matching_loss, select
+from implicitppl.score._held_out import Folds, _mean_and_error
+from implicitppl.score._moments import moments
+from implicitppl.score._select import _folds
+from implicitppl.score._support import nearest_neighbour_support
+from tests.helpers import assert_compiles_once
+
+M, D = 60, 2
+KEY = jax.random.key(3)
+
+
+def _bent(num: int = M, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(num, D))
+    return np.stack([2 * z[:, 0], 0.7 * z[:, 1] + 0.8 * z[:, 0] ** 2], axis=1)
+
+
+def test_held_out_losses_are_those_of_single_fits():
+    # Every candidate of the grid is a public estimator; its held-out loss, averaged over the folds
+    # in standardised coordinates, is what `matching_loss` gives for separate fits.
+    with jax.enable_x64(True):
+        x = jnp.asarray(_bent())
+        info = select(x, key=KEY).info
+        order = np.asarray(jax.random.permutation(KEY, M))
+        scale = x.std(axis=0, ddof=1)
+        kernels = (RBF, InverseMultiquadric)
+        for config in (0, 7, 22):
+            kind, metric, factor = np.asarray(info.grid)[config]
+            for filter_index in (3, 21, 30):
+                reference, power, level = np.asarray(info.filters)[filter_index]
+                estimator = KernelEstimator(
+                    RelativeRidge(level, power),
+                    kernels[int(kind)],
+                    lengthscale_factor=factor,
+                    metric=info.metrics[int(metric)],
+                    reference=(None, "gaussian")[int(reference)],
+                )
+                gains = [
+                    _standardised_loss(estimator, x[rows], x[held], scale)
+                    - _standardised_loss(Gaussian(), x[rows], x[held], scale)
+                    for rows, held in _splits(order)
+                ]
+                found = float(info.all_gains[config, filter_index])
+                assert found == pytest.approx(np.mean(gains), rel=1e-6, abs=1e-8)
+
+
+def _splits(order: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    held = order.reshape(5, -1)
+    return [(np.concatenate(np.delete(held, k, axis=0)), held[k]) for k in range(5)]
+
+
+def _standardised_loss(estimator, train, held, scale) -> float:
+    """Return mean sum_d scale_d^2 (s_d^2 / 2 + ds_d/dx_d), by automatic differentiation."""
+    fitted = estimator.fit(train)
+    jacobian = jax.vmap(jax.jacfwd(fitted))(held)
+    slopes = jnp.diagonal(jacobian, axis1=1, axis2=2)
+    terms = 0.5 * fitted(held) ** 2 + slopes
+    return float(jnp.mean(jnp.sum(terms * scale[None, :] ** 2, axis=1)))
+
+
+@pytest.fixture(scope="module")
+def bent():
+    x = jnp.asarray(_bent(), jnp.float32)
+    return x, select(x, key=KEY)
+
+
+def test_the_same_key_gives_the_same_score_and_queries_are_independent(bent):
+    x, fitted = bent
+    again = select(x, key=KEY)
+    np.testing.assert_array_equal(fitted(x), again(x))
+    np.testing.assert_allclose(fitted(x[3]), fitted(x)[3], rtol=1e-5, atol=1e-6)
+    assert not np.array_equal(select(x, key=jax.random.key(4))(x), fitted(x))
+
+
+def test_second_call_compiles_nothing_and_jit_is_the_same(bent):
+    x, fitted = bent
+    first, other = (jnp.asarray(_bent(50, seed), jnp.float32) for seed in (1, 2))
+    assert_compiles_once(lambda s: select(s, key=KEY)(s), (first,), (other,))
+    inside = jax.jit(lambda s: select(s, key=KEY)(s))(x)
+    np.testing.assert_allclose(inside, fitted(x), rtol=1e-3, atol=1e-4)
+
+
+def test_several_problems_by_vmap(bent):
+    x, fitted = bent
+    banks = jnp.stack([x, jnp.asarray(_bent(seed=1), jnp.float32)])
+    together = jax.vmap(lambda bank: select(bank, key=KEY))(banks)
+    scores = jax.vmap(lambda f, bank: f(bank))(together, banks)
+    np.testing.assert_allclose(scores[0], fitted(x), rtol=1e-3, atol=1e-4)
+    assert together.info.weights.shape == (2, 4)
+
+
+def test_derivatives_go_through_the_query_only(bent):
+    x, fitted = bent
+    through_fit, through_query = jax.grad(
+        lambda samples, point: jnp.sum(select(samples, key=KEY)(point)), (0, 1)
+    )(x, x[0])
+    np.testing.assert_array_equal(through_fit, jnp.zeros_like(x))
+    expected = jnp.sum(jax.jacfwd(fitted)(x[0]), axis=0)
+    np.testing.assert_allclose(through_query, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_divergence_is_the_trace_of_the_jacobian():
+    with jax.enable_x64(True):
+        x = jnp.asarray(_bent())
+        fitted = select(x, key=KEY)
+        expected = jax.vmap(lambda p: jnp.trace(jax.jacfwd(fitted)(p)))(x[:5])
+        np.testing.assert_allclose(fitted.divergence(x[:5]), expected, rtol=1e-8)
+        assert float(jnp.sum(fitted.info.weights)) > 0.1  # a kernel part was there to be tested
+
+
+@pytest.mark.parametrize("factor", [2.0**-10, 2.0**10])
+def test_scaled_samples_give_the_scaled_score_and_the_same_choice(bent, factor):
+    x, fitted = bent
+    moved = select(factor * x, key=KEY)
+    np.testing.assert_allclose(factor * moved(factor * x), fitted(x), rtol=1e-4, atol=1e-4)
+    for name in ("kernel", "metric", "level", "power", "reference"):
+        np.testing.assert_array_equal(getattr(moved.info, name), getattr(fitted.info, name))
+
+
+def test_the_standard_error_is_charged(bent):
+    # Without the charge more kernel estimates are believed; with a large one none is.
+    x, _ = bent
+    kernel_share = [float(jnp.sum(select(x, key=KEY, num_errors=c).info.weights)) for c in (0, 50)]
+    assert kernel_share[0] > 0.5
+    assert kernel_share[1] == 0
+    certain = select(x, key=KEY, num_errors=50)
+    assert "so the Gaussian is returned" in certain.info.explain()
+
+
+def test_the_choice_is_explained(bent):
+    _, fitted = bent
+    text = fitted.info.explain()
+    assert "judged on 60 held-out points" in text
+    assert "lengthscale" in text
+    assert "lower than the Gaussian" in text
+
+
+@pytest.mark.parametrize(("num", "folds"), [(60, 5), (63, 5), (800, 3)])
+def test_folds_are_disjoint_and_of_equal_size(num, folds):
+    f = _folds(num, folds, autocorrelated=False)
+    judged = np.asarray(f.judge).ravel()
+    assert len(set(judged.tolist())) == judged.size == num // folds * folds
+    for train, judge in zip(np.asarray(f.train), np.asarray(f.judge), strict=True):
+        assert set(train.tolist()) == set(range(num)) - set(judge.tolist())
+    assert (f.landmarks is None) == (num < 800)
+    if f.landmarks is not None:
+        for train, landmarks in zip(np.asarray(f.train), np.asarray(f.landmarks), strict=True):
+            assert len(set(landmarks.tolist())) == 300
+            assert set(landmarks.tolist()) <= set(train.tolist())
+
+
+def test_standard_errors_of_independent_and_of_dependent_losses():
+    rng = np.random.default_rng(0)
+    values = np.repeat(rng.normal(size=20), 50)  # 20 batches of 50 equal losses
+    w = jnp.full((1000,), 1e-3)
+
+    def error(groups: np.ndarray, count: int) -> float:
+        folds = Folds(jnp.zeros((1, 1), int), jnp.zeros((1, 1), int), None, groups, count)
+        return float(_mean_and_error(jnp.asarray(values, jnp.float32), w, folds)[1])
+
+    independent = error(jnp.arange(1000), 1000)
+    assert independent == pytest.approx(values.std(ddof=1) / np.sqrt(1000), rel=1e-4)
+    batches = error(jnp.arange(1000) * 20 // 1000, 20)
+    assert batches == pytest.approx(values[::50].std(ddof=1) / np.sqrt(20), rel=1e-4)
+    assert np.unique(_folds(100, 5, autocorrelated=True).groups).size == 20
+
+
+def test_importance_weights_move_the_target():
+    # Draws of N(0, 3^2), weighted to N(0, 1): the score is -x, not -x/9.
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(3 * rng.normal(size=(400, 1)), jnp.float32)
+    w = jnp.exp(-0.5 * x[:, 0] ** 2 * (1 - 1 / 9))
+    queries = jnp.linspace(-1.5, 1.5, 7)[:, None]
+    fitted = select(x, key=KEY, weights=w)
+    np.testing.assert_allclose(fitted(queries), -queries, atol=0.25)
+    assert float(jnp.max(jnp.abs(select(x, key=KEY)(queries) + queries))) > 1
+    assert float(fitted.info.effective_size) < 300
+
+
+def test_off_support(bent):
+    x, fitted = bent
+    far = jnp.array([[0.0, 40.0], [30.0, 0.0]])
+    np.testing.assert_array_equal(fitted.off_support(far), [True, True])
+    assert not bool(jnp.any(fitted.off_support(x)))
+    assert fitted.off_support(x[0]).shape == ()
+    with pytest.raises(ValueError, match="`off_support` needs a score from `select`"):
+        Gaussian().fit(x).off_support(x)
+
+
+def test_fresh_points_are_flagged_as_rarely_as_promised():
+    # 400 data sets of 30 samples, 50 fresh points each: flagged with probability 1/31 at most, and
+    # not much less. The fifty share a data set, so the standard error is over data sets.
+    def rate(key: jax.Array) -> jax.Array:
+        x = jnp.exp(0.5 * jax.random.normal(key, (80, 2)))
+        m = moments(x[:30], jnp.full((30,), 1 / 30))
+        support = nearest_neighbour_support(x[:30], m, jnp.arange(30))
+        return jnp.mean(support.off(x[30:]).astype(jnp.float32))
+
+    rates = np.asarray(jax.lax.map(rate, jax.random.split(KEY, 400)))
+    error = rates.std() / np.sqrt(400)
+    assert abs(rates.mean() - 1 / 31) < 4 * error
+    assert abs(rates.mean() - 2 / 31) > 4 * error  # power
+
+
+DEGENERATE = {
+    "duplicates": lambda x: np.concatenate([x[:6]] * 10),
+    "constant coordinate": lambda x: np.stack([x[:, 0], np.full(M, 1e4)], axis=1),
+    "all samples equal": lambda x: np.full_like(x, 3.7),
+    "collinear": lambda x: x[:, :1] * np.array([[1.0, 2.0]]),
+    "tiny": lambda x: 1e-12 * x,
+    "huge": lambda x: 1e12 * x,
+    "units": lambda x: x * np.array([[1e-6, 1e6]]),
+    "cauchy": lambda x: np.random.default_rng(0).standard_cauchy(size=x.shape),
+}
+
+
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_degenerate_samples_give_finite_scores(case):
+    x = jnp.asarray(DEGENERATE[case](_bent()), jnp.float32)
+    fitted = select(x, key=KEY)
+    assert bool(fitted.info.finite)
+    for points in (x, 2 * x + 1):
+        assert bool(jnp.all(jnp.isfinite(fitted(points))))
+    if case == "constant coordinate":
+        np.testing.assert_array_equal(fitted(x)[:, 1], jnp.zeros(M))
+    if case == "all samples equal":
+        np.testing.assert_array_equal(fitted(x), jnp.zeros_like(x))
+
+
+def test_few_samples_give_the_gaussian():
+    x = jnp.asarray(_bent(19), jnp.float32)
+    np.testing.assert_array_equal(select(x, key=KEY)(x), Gaussian().fit(x)(x))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: select(x[:, 0], key=KEY), r"`samples` must have shape \(M, D\)"),
+        (lambda x: select(x.at[0, 0].set(jnp.nan), key=KEY), r"`samples` must be finite"),
+        (lambda x: select(x, key=KEY, num_folds=1), r"`num_folds` must be at least 2; got 1"),
+        (lambda x: select(x, key=KEY, num_errors=-1.0), r"`num_errors` must be non-negative"),
+        (lambda x: select(x, key=KEY, weights=jnp.ones(3)), r"`weights` must have shape"),
+    ],
+)
+def test_bad_arguments_raise_at_once(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(jnp.asarray(_bent(), jnp.float32))
+
+
+def test_matching_loss_of_the_choice_is_below_the_gaussians_on_fresh_samples(bent):
+    x, fitted = bent
+    fresh = jnp.asarray(_bent(4000, seed=5), jnp.float32)
+    assert float(matching_loss(fitted, fresh)) < float(matching_loss(Gaussian().fit(x), fresh))
