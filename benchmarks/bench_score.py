@@ -206,7 +206,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder that holds posteriordb/")
     parser.add_argument("--out", type=Path, help="result file (JSON lines)")
-    parser.add_argument("--peer", action="append", default=[], help="NAME=PYTHON, of numpy|torch|npse")
+    parser.add_argument(
+        "--peer", action="append", default=[], help="NAME=PYTHON, of numpy|torch|npse"
+    )
     parser.add_argument("--only", action="append", default=[], help="only these rows of ours")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--seeds", type=int, default=SEEDS)

@@ -6,7 +6,6 @@ Needs jax 0.4.35, dm-haiku 0.0.12 and tensorflow-probability 0.25.0 in an enviro
 import jax
 import numpy as np
 from non_param_score_est.estimators import SSGE, Stein
-
 from worker import serve
 
 

@@ -6,7 +6,6 @@ fits again. What the authors' code does, written anew: it is the comparator, not
 """
 
 import numpy as np
-
 from worker import serve
 
 

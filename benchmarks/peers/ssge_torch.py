@@ -5,7 +5,6 @@ Settings of the PyTorch port that people use: ridge .0095 on the eigenvalues, 99
 
 import numpy as np
 import torch
-
 from worker import serve
 
 torch.set_num_threads(1)

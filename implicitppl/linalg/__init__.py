@@ -5,9 +5,11 @@ Nothing here knows about samples, kernels or scores; every function runs under `
 
 from implicitppl.linalg._checks import check_non_negative, check_positive
 from implicitppl.linalg._cholesky import SafeCholesky, safe_cholesky
-from implicitppl.linalg._eigen import Eigenpairs, top_eigenpairs
+from implicitppl.linalg._eigen import Eigenpairs, is_full, top_eigenpairs
 from implicitppl.linalg._filters import (
     Cutoff,
+    LandweberFilter,
+    NuFilter,
     ProductFilter,
     RelativeRidge,
     Ridge,
@@ -20,6 +22,8 @@ __all__ = [
     "Cutoff",
     "Eigenpairs",
     "Inverse",
+    "LandweberFilter",
+    "NuFilter",
     "ProductFilter",
     "RelativeRidge",
     "Ridge",
@@ -28,6 +32,7 @@ __all__ = [
     "Tikhonov",
     "check_non_negative",
     "check_positive",
+    "is_full",
     "safe_cholesky",
     "small_inverse",
     "top_eigenpairs",

@@ -78,13 +78,18 @@ def top_eigenpairs(
         raise ValueError(f"`num` must be at least 1; got {num}.")
     size = matrix.shape[0]
     count = size if num is None else min(num, size)
-    if 2 * (count + oversampling) >= size:
+    if is_full(size, num, oversampling):
         values, vectors = jnp.linalg.eigh(matrix)
     else:
         values, vectors = _subspace_iteration(matrix, count + oversampling, num_iterations)
     values = jnp.maximum(values[::-1][:count], 0)
     floor = values[0] * (FLOOR_EPSILONS * float(jnp.finfo(matrix.dtype).eps))
     return Eigenpairs(values, vectors[:, ::-1][:, :count], values > floor, jnp.trace(matrix))
+
+
+def is_full(size: int, num: int | None, oversampling: int = 16) -> bool:
+    """Return whether `top_eigenpairs` decomposes an N x N matrix in full for `num` pairs."""
+    return num is None or 2 * (min(num, size) + oversampling) >= size
 
 
 def _subspace_iteration(

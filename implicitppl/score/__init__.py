@@ -5,15 +5,25 @@ a `FittedScore`, which is called on points. Nothing here imports NumPyro.
 """
 
 from implicitppl.score._estimators import SSGE, KernelEstimator, Stein
+from implicitppl.score._family import Landweber, NuMethod, SpectralCutoff, Tikhonov
 from implicitppl.score._fitted import FittedScore, ScoreInfo
 from implicitppl.score._gaussian import Gaussian
+from implicitppl.score._kef import KEF
 from implicitppl.score._matching import matching_loss
+from implicitppl.score._mixture import KDE, SemiImplicit
 from implicitppl.score._select import select
 from implicitppl.score._stack import SelectionInfo, Stack
 from implicitppl.score._stein import affine_stein_correction
 from implicitppl.score._surrogate import entropy_surrogate
 
 __all__ = [
+    "KDE",
+    "SemiImplicit",
+    "KEF",
+    "Tikhonov",
+    "SpectralCutoff",
+    "NuMethod",
+    "Landweber",
     "SSGE",
     "FittedScore",
     "Gaussian",

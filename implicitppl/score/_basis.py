@@ -1,4 +1,4 @@
-"""Eigenfunctions of a kernel under the samples: psi_j(x) = k(x, Y) T_j, on all samples or landmarks.
+"""Eigenfunctions of a kernel under the samples, psi_j(x) = k(x, Y) T_j: on samples or landmarks.
 
 Both bases are orthonormal on the samples, sum_i w_i psi_j(x_i) psi_k(x_i) = delta_jk, and have the
 eigenvalues t_j of the operator f -> sum_i w_i k(., x_i) f(x_i):
@@ -24,8 +24,8 @@ from jaxtyping import Array, Bool, Float
 from implicitppl.kernels import Kernel
 from implicitppl.linalg import top_eigenpairs
 
-# K_YY is inverted above this many eps of its largest eigenvalue: 1e-6 in float32, which keeps 127 of
-# 200 landmarks and loses nothing; the textbook m eps keeps 66 and triples the error on a banana.
+# K_YY is inverted above this many eps of its largest eigenvalue: 1e-6 in float32, which keeps 127
+# of 200 landmarks and loses nothing; the textbook m eps keeps 66 and triples the banana's error.
 LANDMARK_EPSILONS = 8
 # Samples are visited in blocks of at most this many kernel values (16 MiB in float32).
 _BLOCK = 2**22

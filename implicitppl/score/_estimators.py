@@ -10,6 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -26,7 +27,10 @@ from implicitppl.score._reference import (
     StaticFunction,
     gaussian_reference,
 )
-from implicitppl.score._spectral import spectral_fit
+from implicitppl.score._spectral import solver_name, spectral_fit
+
+# Beyond this many samples their Gram matrix (100 MB in float32) gives way to landmarks.
+ALL_SAMPLES, DEFAULT_LANDMARKS = 5000, 300
 
 KernelFamily = Callable[[Float[Array, ""]], Kernel]
 ReferenceLike = str | Callable[[Array], Array] | None
@@ -53,6 +57,8 @@ class KernelEstimator(eqx.Module):
             samples), or a function of one point (D,) -> (D,).
         max_eigenfunctions: most eigenpairs that are computed. Default all up to M = 1000, beyond
             that 200, by subspace iteration.
+        num_landmarks: m, how many samples span the eigenfunctions; every sample still enters
+            their coefficients. Default all up to M = 5000, beyond that 300.
 
     Raises:
         ValueError: for a value outside its range, an unknown metric or reference, or a lengthscale
@@ -74,6 +80,7 @@ class KernelEstimator(eqx.Module):
     metric: str = eqx.field(static=True)
     reference: eqx.Module | None
     max_eigenfunctions: int | None = eqx.field(static=True)
+    num_landmarks: int | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -85,6 +92,7 @@ class KernelEstimator(eqx.Module):
         metric: str = "isotropic",
         reference: ReferenceLike = None,
         max_eigenfunctions: int | None = None,
+        num_landmarks: int | None = None,
     ):
         check_metric(metric)
         _check_options(kernel, lengthscale, lengthscale_factor, metric)
@@ -95,8 +103,11 @@ class KernelEstimator(eqx.Module):
         self.lengthscale = lengthscale
         self.lengthscale_factor = lengthscale_factor
         self.metric = metric
-        self.reference = _as_reference(reference)
+        self.reference = as_reference(reference)
+        if num_landmarks is not None and num_landmarks < 2:
+            raise ValueError(f"`num_landmarks` must be at least 2; got {num_landmarks}.")
         self.max_eigenfunctions = max_eigenfunctions
+        self.num_landmarks = num_landmarks
 
     def fit(
         self, samples: ArrayLike, *, weights: ArrayLike | None = None, key: Array | None = None
@@ -106,7 +117,8 @@ class KernelEstimator(eqx.Module):
         Args:
             samples: (M, D), M >= 2, finite, each row a draw from q.
             weights: (M,) non-negative importance weights; None for equal ones.
-            key: not used; estimators that need randomness take it here.
+            key: draws the landmarks without replacement; None for evenly spaced rows, so shuffle
+                sorted samples first. Not used without landmarks.
 
         Returns:
             A `FittedScore`; its `info` tells what was chosen.
@@ -116,14 +128,15 @@ class KernelEstimator(eqx.Module):
                 Inside `jit` values are unknown: `info.finite` is False instead.
 
         Cost O(M^2 D + M^3), the second term replaced by O(M^2 J) where subspace iteration takes
-        over. Coordinates that are constant in the samples get the score 0, as does every
-        coordinate when all samples coincide.
+        over; O(M m (m + D) + m^3) and no array of size M x M with landmarks. Coordinates that are
+        constant in the samples get the score 0, as does every coordinate when all samples
+        coincide.
         """
-        del key
         samples = check_samples(samples)
         if weights is not None:
             weights = check_weights(weights, samples)
-        return _fit(self, samples, weights)
+        rows = _landmark_rows(self.num_landmarks, samples.shape[0], key)
+        return _fit(self, samples, weights, rows)
 
 
 class SSGE(KernelEstimator):
@@ -147,6 +160,8 @@ class SSGE(KernelEstimator):
         reference: None, "gaussian" or a function of one point: what is not expanded.
         filter: a `SpectralFilter` in place of `num_eigenfunctions`, `explained` and `ridge`.
         max_eigenfunctions: most eigenpairs that are computed for large M.
+        num_landmarks: m, see `KernelEstimator`.
+        num_landmarks: m, see `KernelEstimator`.
 
     Raises:
         ValueError: for a value outside its range, and for options that exclude each other.
@@ -180,6 +195,7 @@ class SSGE(KernelEstimator):
         reference: ReferenceLike = None,
         filter: SpectralFilter | None = None,
         max_eigenfunctions: int | None = None,
+        num_landmarks: int | None = None,
     ):
         if filter is None:
             filter = Cutoff(num_eigenfunctions, explained)
@@ -198,6 +214,7 @@ class SSGE(KernelEstimator):
             metric=metric,
             reference=reference,
             max_eigenfunctions=max_eigenfunctions,
+            num_landmarks=num_landmarks,
         )
 
 
@@ -218,6 +235,8 @@ class Stein(KernelEstimator):
         metric: "isotropic", "diagonal" or "whitened", see `KernelEstimator`.
         reference: None, "gaussian" or a function of one point: what is not expanded.
         max_eigenfunctions: most eigenpairs that are computed for large M.
+        num_landmarks: m, see `KernelEstimator`.
+        num_landmarks: m, see `KernelEstimator`.
 
     Raises:
         ValueError: if `ridge` is not positive, or as for `KernelEstimator`.
@@ -245,6 +264,7 @@ class Stein(KernelEstimator):
         metric: str = "isotropic",
         reference: ReferenceLike = None,
         max_eigenfunctions: int | None = None,
+        num_landmarks: int | None = None,
     ):
         check_positive("ridge", ridge)
         super().__init__(
@@ -255,11 +275,14 @@ class Stein(KernelEstimator):
             metric=metric,
             reference=reference,
             max_eigenfunctions=max_eigenfunctions,
+            num_landmarks=num_landmarks,
         )
 
 
 @eqx.filter_jit
-def _fit(estimator: KernelEstimator, samples: Array, weights: Array | None) -> FittedScore:
+def _fit(
+    estimator: KernelEstimator, samples: Array, weights: Array | None, landmarks: Array | None
+) -> FittedScore:
     """Fit with everything under stop-gradient: derivatives go through the query only."""
     estimator, samples, weights = _stop_gradient((estimator, samples, weights))
     size, dimension = samples.shape
@@ -269,15 +292,17 @@ def _fit(estimator: KernelEstimator, samples: Array, weights: Array | None) -> F
     z = where.to_metric(samples)
     kernel, lengthscale = _kernel(estimator, z, where)
     kernel = jax.tree.map(lambda leaf: jnp.asarray(leaf, z.dtype), kernel)
-    reference = _reference(estimator.reference, m)
+    reference = fit_reference(estimator.reference, m)
     scores = None if reference is None else where.score_to_metric(reference.score(samples))
+    centres = None if landmarks is None else z[landmarks]
     result = spectral_fit(
-        kernel, estimator.filter, z, weights, scores, estimator.max_eigenfunctions
+        kernel, estimator.filter, z, weights, scores, estimator.max_eigenfunctions, centres
     )
     info = ScoreInfo(
         estimator=type(estimator).__name__,
         metric=estimator.metric,
-        reference=_reference_name(estimator.reference),
+        reference=reference_name(estimator.reference),
+        solver=solver_name(size, centres, estimator.filter, estimator.max_eigenfunctions),
         num_samples=size,
         lengthscale=lengthscale,
         num_eigenfunctions=result.num_eigenfunctions,
@@ -286,7 +311,20 @@ def _fit(estimator: KernelEstimator, samples: Array, weights: Array | None) -> F
         effective_size=m.size,
         finite=jnp.all(jnp.isfinite(samples)) & jnp.all(jnp.isfinite(result.coefficients)),
     )
-    return FittedScore(info, Expansion(kernel, where, result.centres, result.coefficients), reference, dimension)
+    return FittedScore(
+        info, Expansion(kernel, where, result.centres, result.coefficients), reference, dimension
+    )
+
+
+def _landmark_rows(num: int | None, size: int, key: Array | None) -> Array | None:
+    """Return the rows of the landmarks; None where all samples span the eigenfunctions."""
+    if num is None:
+        num = size if size <= ALL_SAMPLES else DEFAULT_LANDMARKS
+    if num >= size:
+        return None
+    if key is not None:
+        return jax.random.permutation(key, size)[:num]
+    return jnp.asarray(np.linspace(0, size - 1, num).round().astype(np.int32))
 
 
 def _stop_gradient(tree: Any) -> Any:
@@ -314,7 +352,7 @@ def _kernel(
     return estimator.kernel(lengthscale), lengthscale * unit
 
 
-def _reference(reference: Any, m: Moments) -> Reference | None:
+def fit_reference(reference: Any, m: Moments) -> Reference | None:
     if reference is None:
         return None
     if isinstance(reference, _FittedGaussian):
@@ -343,7 +381,7 @@ def _check_options(
         )
 
 
-def _as_reference(reference: ReferenceLike) -> eqx.Module | None:
+def as_reference(reference: ReferenceLike) -> eqx.Module | None:
     """Return a reference that is a PyTree, or raise what is wrong with it."""
     if reference is None or isinstance(reference, eqx.Module):
         return reference
@@ -358,7 +396,7 @@ def _as_reference(reference: ReferenceLike) -> eqx.Module | None:
     return StaticFunction(reference)
 
 
-def _reference_name(reference: eqx.Module | None) -> str:
+def reference_name(reference: eqx.Module | None) -> str:
     """Return what `ScoreInfo.reference` says."""
     if reference is None:
         return "none"

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from implicitppl.score._checks import check_query
+from implicitppl.score._curl_free import CurlFreeExpansion
 from implicitppl.score._expansion import Expansion
 from implicitppl.score._reference import Reference
 from implicitppl.score._stack import SelectionInfo, Stack
@@ -32,6 +33,8 @@ class ScoreInfo(eqx.Module):
         estimator: name of the estimator.
         metric: coordinates in which the kernel measures distance.
         reference: "none", "gaussian" or "callable".
+        solver: "none", "full" (all samples and eigenpairs), "subspace" (all samples, leading
+            eigenpairs by iteration), "landmarks" or "conjugate gradients".
         num_samples: M.
         lengthscale: of the kernel, in data units for the isotropic metric, in standard deviations
             for the others; NaN without a kernel or where the kernel was given ready-made.
@@ -45,6 +48,7 @@ class ScoreInfo(eqx.Module):
     estimator: str = eqx.field(static=True)
     metric: str = eqx.field(static=True)
     reference: str = eqx.field(static=True)
+    solver: str = eqx.field(static=True)
     num_samples: int = eqx.field(static=True)
     lengthscale: Float[Array, "..."]
     num_eigenfunctions: Int[Array, ""]
@@ -83,7 +87,7 @@ class FittedScore(eqx.Module):
     """
 
     info: ScoreInfo | SelectionInfo
-    expansion: Expansion | Stack | None
+    expansion: Expansion | Stack | CurlFreeExpansion | None
     reference: Reference | None
     dimension: int = eqx.field(static=True)
     support: Support | None = None
@@ -120,6 +124,31 @@ class FittedScore(eqx.Module):
         x = check_query(x, self.dimension, self._dtype)
         return _evaluate_divergence(self, x)
 
+    def unnormalized_log_density(self, x: ArrayLike) -> Float[Array, "..."]:
+        """Return a log density of which this score is the gradient, up to a constant.
+
+        Args:
+            x: one point (D,), or points (..., D).
+
+        Returns:
+            One number for each point.
+
+        Raises:
+            ValueError: if the last axis of `x` is not D, or the score is not a gradient by
+                construction: only `KEF` and `Gaussian` are, without a callable reference.
+        """
+        for part in self._parts():
+            if not hasattr(part, "log_density"):
+                raise ValueError(
+                    "`unnormalized_log_density` needs a score that is a gradient, from `KEF` or "
+                    f"`Gaussian`; a part of this one, {type(part).__name__}, has no log density."
+                )
+        x = check_query(x, self.dimension, self._dtype)
+        rows = x.reshape(-1, self.dimension)
+        return _in_blocks(self, lambda part, block: part.log_density(block), rows).reshape(
+            x.shape[:-1]
+        )
+
     def off_support(self, x: ArrayLike) -> Bool[Array, "..."]:
         """Return whether `x` is farther from all samples than any sample from the others.
 
@@ -136,7 +165,9 @@ class FittedScore(eqx.Module):
         Distances are whitened. Cost O(M D) for each point, at most 2000 samples.
         """
         if self.support is None:
-            raise ValueError("`off_support` needs a score from `select`; this one keeps no support.")
+            raise ValueError(
+                "`off_support` needs a score from `select`; this one keeps no support."
+            )
         x = check_query(x, self.dimension, self._dtype)
         return self.support.off(x.reshape(-1, self.dimension)).reshape(x.shape[:-1])
 
@@ -144,7 +175,7 @@ class FittedScore(eqx.Module):
     def _dtype(self) -> jnp.dtype:
         return self.info.explained.dtype
 
-    def _parts(self) -> list[Expansion | Stack | Reference]:
+    def _parts(self) -> list[Expansion | Stack | CurlFreeExpansion | Reference]:
         return [part for part in (self.reference, self.expansion) if part is not None]
 
 

@@ -83,6 +83,7 @@ def _fit(estimator: Gaussian, samples: Array, weights: Array | None) -> FittedSc
         estimator="Gaussian",
         metric="none",
         reference="gaussian",
+        solver="none",
         num_samples=size,
         lengthscale=jnp.asarray(jnp.nan, samples.dtype),
         num_eigenfunctions=jnp.zeros((), jnp.int32),

@@ -112,9 +112,7 @@ def held_out(
     judge = folds.judge.reshape(-1)
     judge_weights = w[judge] / jnp.sum(w[judge])
     prepared = jax.lax.map(lambda train: _prepare(y, unit, w, train, grid.metrics), folds.train)
-    atoms, divergences = jax.vmap(_atom_scores)(
-        prepared.mean, prepared.precisions, y[folds.judge]
-    )
+    atoms, divergences = jax.vmap(_atom_scores)(prepared.mean, prepared.precisions, y[folds.judge])
     # (K, A, V, D) -> (A, n, D)
     atoms = jnp.swapaxes(atoms, 0, 1).reshape(atoms.shape[1], *y[judge].shape)
     divergences = jnp.repeat(divergences.T, folds.judge.shape[1], axis=1)

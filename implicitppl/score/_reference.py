@@ -45,6 +45,10 @@ class GaussianReference(Reference):
     def divergence(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
         return jnp.full((x.shape[0],), -jnp.trace(self.precision), x.dtype)
 
+    def log_density(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
+        """Return -(x - mu)^T P (x - mu) / 2 for every row."""
+        return 0.5 * jnp.sum((x - self.mean[None, :]) * self.score(x), axis=1)
+
 
 class CallableReference(Reference):
     """A score given by the user as a function of one point (D,)."""

@@ -158,9 +158,7 @@ def _select(
     grid, filters = kernel_grid(folds.train.shape[1], dimension), filter_grid()
     room = int(_PREDICTIONS / (len(grid.kernel) * folds.judge.size * dimension))
     num_best = max(1, min(_BEST, room))
-    found = held_out(
-        problem.y[rows], problem.unit, w, folds, grid, filters, num_errors, num_best
-    )
+    found = held_out(problem.y[rows], problem.unit, w, folds, grid, filters, num_errors, num_best)
     judge = folds.judge.reshape(-1)
     at = jnp.full((judge.size,), 1 / judge.size, samples.dtype)
     if w is not None:
@@ -176,7 +174,9 @@ def _select(
     members, mean, precisions, lengthscale = _refit(
         problem, landmarks, grid.metrics, kernel, metric, factor, level, power, reference
     )
-    shares = choice.gaussian_shares.at[0].add(jnp.sum(choice.shares * reference.astype(samples.dtype)))
+    shares = choice.gaussian_shares.at[0].add(
+        jnp.sum(choice.shares * reference.astype(samples.dtype))
+    )
     gaussian = GaussianReference(mean, jnp.einsum("a,aij->ij", shares, precisions))
     gain, error = found.gain[config, which], found.error[config, which]
     finite = [jnp.all(jnp.isfinite(a)) for a in (samples, members.coefficients, choice.shares)]
@@ -236,9 +236,7 @@ def _folds(size: int, num_folds: int, autocorrelated: bool) -> Folds:
         landmarks = jnp.asarray(train[:, spaced])
     num_groups = min(_BATCHES, judge.size) if autocorrelated else judge.size
     groups = np.arange(judge.size) * num_groups // judge.size
-    return Folds(
-        jnp.asarray(train), jnp.asarray(judge), landmarks, jnp.asarray(groups), num_groups
-    )
+    return Folds(jnp.asarray(train), jnp.asarray(judge), landmarks, jnp.asarray(groups), num_groups)
 
 
 def _judged_rows(order: Array, num: int, autocorrelated: bool) -> Int[Array, " n"]:
@@ -257,9 +255,7 @@ class _Choice(NamedTuple):
     gain: Float[Array, ""]
 
 
-def _stack(
-    found: HeldOut, weights: Float[Array, " n"], num_errors: Float[Array, ""]
-) -> _Choice:
+def _stack(found: HeldOut, weights: Float[Array, " n"], num_errors: Float[Array, ""]) -> _Choice:
     """Solve the quadratic programme for all candidates, then for the largest few."""
     total, num_atoms = found.linear.shape[0], found.scores.shape[0] - found.best.size
     num_kernels = total - num_atoms
@@ -318,9 +314,7 @@ def _refit(
         target = stein_targets(chosen, z, w, basis.centres, known)
         multipliers = RelativeRidge(level[r], power[r])(basis.values, basis.trace, size)
         beta = jnp.matmul(basis.transform.T, target, precision="highest")
-        coefficients = jnp.matmul(
-            basis.transform, multipliers[:, None] * beta, precision="highest"
-        )
+        coefficients = jnp.matmul(basis.transform, multipliers[:, None] * beta, precision="highest")
         scale = frame.scale[:, None] * where.scale if where.scale.ndim == 2 else None
         place = Coordinates(
             frame.shift + frame.scale * where.shift,
@@ -333,4 +327,9 @@ def _refit(
 
     members, lengthscale = jax.lax.map(member, jnp.arange(kernel.shape[0]))
     mean = frame.shift + frame.scale * m.mean
-    return members, mean, precisions / (frame.scale[:, None] * frame.scale[None, :])[None], lengthscale
+    return (
+        members,
+        mean,
+        precisions / (frame.scale[:, None] * frame.scale[None, :])[None],
+        lengthscale,
+    )

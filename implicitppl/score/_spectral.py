@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from implicitppl.kernels import Kernel
-from implicitppl.linalg import SpectralFilter
+from implicitppl.linalg import SpectralFilter, is_full
 from implicitppl.score._basis import full_basis, landmark_basis, stein_targets
 
 # Above this many samples the full eigendecomposition (M^3) gives way to subspace iteration.
@@ -85,3 +85,13 @@ def num_pairs(size: int, spectral_filter: SpectralFilter, maximum: int | None) -
         if size > FULL_DECOMPOSITION and usable is not None:
             maximum = usable
     return None if maximum >= size else maximum
+
+
+def solver_name(
+    size: int, landmarks: Array | None, spectral_filter: SpectralFilter, maximum: int | None
+) -> str:
+    """Return what `ScoreInfo.solver` says."""
+    if landmarks is not None:
+        return "landmarks"
+    count = num_pairs(size, spectral_filter, maximum)
+    return "full" if is_full(size, count) else "subspace"

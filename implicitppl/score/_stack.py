@@ -104,9 +104,7 @@ class SelectionInfo(eqx.Module):
                 f"{float(self.num_errors):g} standard errors, so the Gaussian is returned."
             )
             return "\n".join(lines)
-        lines.append(
-            f"The chosen combination is {-float(self.stacked_gain):.3g} lower; its parts:"
-        )
+        lines.append(f"The chosen combination is {-float(self.stacked_gain):.3g} lower; its parts:")
         lines += [f"- {100 * gaussian:.0f}% Gaussian"] if gaussian > 0 else []
         lines += [f"- {self._member(r)}" for r in members]
         return "\n".join(lines)

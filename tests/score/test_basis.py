@@ -62,7 +62,9 @@ def test_blocks_change_nothing(points, monkeypatch):
         return basis.values, stein_targets(kernel, points, w, basis.centres, points)
 
     whole = both()
-    monkeypatch.setattr("implicitppl.score._basis._BLOCK", 12 * 9)  # 9 rows: the last block is short
+    monkeypatch.setattr(
+        "implicitppl.score._basis._BLOCK", 12 * 9
+    )  # 9 rows: the last block is short
     for a, b in zip(whole, both(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
 

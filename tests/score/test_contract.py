@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from implicitppl.kernels import RBF
-from implicitppl.score import SSGE, Gaussian, Stein, matching_loss
+from implicitppl.score import (
+    KDE,
+    KEF,
+    SSGE,
+    Gaussian,
+    Landweber,
+    NuMethod,
+    SpectralCutoff,
+    Stein,
+    Tikhonov,
+    matching_loss,
+)
 from tests.helpers import assert_compiles_once
 
 ESTIMATORS: dict[str, Any] = {
@@ -17,6 +28,14 @@ ESTIMATORS: dict[str, Any] = {
     "SSGE whitened": SSGE(metric="whitened", reference="gaussian"),
     "SSGE diagonal": SSGE(metric="diagonal"),
     "Stein": Stein(),
+    "SSGE landmarks": SSGE(num_landmarks=12, reference="gaussian"),
+    "Tikhonov": Tikhonov(),
+    "SpectralCutoff": SpectralCutoff(),
+    "Landweber": Landweber(),
+    "NuMethod": NuMethod(),
+    "KEF": KEF(),
+    "KEF gaussian": KEF(reference="gaussian", metric="whitened"),
+    "KDE": KDE(),
     "Gaussian": Gaussian(),
 }
 every_estimator = pytest.mark.parametrize("name", ESTIMATORS)
@@ -91,7 +110,7 @@ DEGENERATE = {
 
 
 @pytest.mark.parametrize("case", DEGENERATE)
-@pytest.mark.parametrize("name", ["SSGE", "SSGE whitened", "SSGE diagonal", "Stein"])
+@every_estimator
 def test_degenerate_samples_give_finite_scores(name, case):
     x = DEGENERATE[case](np.array(_samples(), np.float32)).astype(np.float32)
     fitted = ESTIMATORS[name].fit(x)

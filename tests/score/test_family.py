@@ -1,0 +1,249 @@
+"""The rest of the family against slow independent versions in NumPy, each from its formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from implicitppl.kernels import RBF, InverseMultiquadric
+from implicitppl.score import (
+    KDE,
+    KEF,
+    SSGE,
+    Gaussian,
+    Landweber,
+    NuMethod,
+    SemiImplicit,
+    SpectralCutoff,
+    Stein,
+    Tikhonov,
+    matching_loss,
+)
+
+M, D, WIDTH = 30, 2, 1.5
+
+
+@pytest.fixture(autouse=True)
+def double():
+    with jax.enable_x64(True):
+        yield
+
+
+def _samples(seed: int = 0, num: int = M) -> np.ndarray:
+    z = np.random.default_rng(seed).normal(size=(num, D))
+    return np.stack([z[:, 0], 0.7 * z[:, 1] + 0.5 * z[:, 0] ** 2], axis=1)
+
+
+def _gram_and_zeta(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return K / M and h_i = mean_m grad_{x_m} k(x_i, x_m), by broadcasting."""
+    difference = x[:, None] - x[None]
+    gram = np.exp(-(difference**2).sum(-1) / (2 * WIDTH**2))
+    zeta = (gram[:, :, None] * difference / WIDTH**2).mean(axis=1)
+    return gram / len(x), zeta
+
+
+def test_tikhonov_solves_its_equation_on_the_samples():
+    x = _samples()
+    operator, zeta = _gram_and_zeta(x)
+    lam = 0.05 * np.linalg.eigvalsh(operator)[-1]
+    expected = -np.linalg.solve(operator + lam * np.eye(M), zeta)
+    fitted = Tikhonov(RBF(WIDTH), level=0.05).fit(jnp.asarray(x))
+    np.testing.assert_allclose(fitted(x), expected, rtol=1e-6, atol=1e-8)
+    stein = Stein(RBF(WIDTH), ridge=M * lam).fit(jnp.asarray(x))
+    np.testing.assert_allclose(stein(x), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_landweber_is_the_recursion_on_the_samples():
+    x = _samples()
+    operator, zeta = _gram_and_zeta(x)
+    step = 1 / np.linalg.eigvalsh(operator)[-1]
+    s = np.zeros_like(x)
+    for _ in range(37):
+        s = s - step * (operator @ s + zeta)
+    fitted = Landweber(RBF(WIDTH), num_iterations=37).fit(jnp.asarray(x))
+    np.testing.assert_allclose(fitted(x), s, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("nu", [1.0, 2.0])
+def test_the_nu_method_is_the_recursion_on_the_samples(nu):
+    x = _samples()
+    operator, zeta = _gram_and_zeta(x)
+    norm = np.linalg.eigvalsh(operator)[-1]
+    operator, zeta = operator / norm, zeta / norm
+    before = np.zeros_like(x)
+    s = -(4 * nu + 2) / (4 * nu + 1) * zeta
+    for n in range(2, 13):
+        bottom = (n + 2 * nu - 1) * (2 * n + 4 * nu - 1)
+        u = (n - 1) * (2 * n - 3) * (2 * n + 2 * nu - 1) / (bottom * (2 * n + 2 * nu - 3))
+        w = 4 * (2 * n + 2 * nu - 1) * (n + nu - 1) / bottom
+        s, before = s + u * (s - before) - w * (operator @ s + zeta), s
+    fitted = NuMethod(RBF(WIDTH), num_iterations=12, nu=nu).fit(jnp.asarray(x))
+    np.testing.assert_allclose(fitted(x), s, rtol=1e-6, atol=1e-8)
+
+
+def test_a_cutoff_by_number_is_ssge():
+    x = jnp.asarray(_samples())
+    cut = SpectralCutoff(RBF(WIDTH), num_eigenfunctions=5).fit(x)
+    np.testing.assert_allclose(cut(x), SSGE(RBF(WIDTH), num_eigenfunctions=5).fit(x)(x))
+
+
+@pytest.mark.parametrize("estimator", [Landweber(), NuMethod(), Tikhonov(), KEF(tolerance=1e-9, max_steps=1000)])
+def test_rescaled_samples_do_not_diverge(estimator):
+    # A peer's iteration is wrong by a factor of 177 on samples scaled by .3, of 1e30 by .1.
+    x = jnp.asarray(_samples())
+    plain = estimator.fit(x)(x)
+    for a in (0.03, 1e3):
+        np.testing.assert_allclose(a * estimator.fit(a * x)(a * x), plain, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", [RBF, InverseMultiquadric])
+@pytest.mark.parametrize("reference", [None, "gaussian"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_kef_is_the_dense_system(family, reference, weighted):
+    # (L + lam) s = -zeta - L s0 with Kmat = grad_x grad_y^T psi, all by automatic differentiation.
+    x = jnp.asarray(_samples(num=12))
+    w = np.random.default_rng(1).uniform(0.5, 1.5, 12) if weighted else np.ones(12)
+    w = jnp.asarray(w / w.sum())
+    fitted = KEF(family, level=0.02, reference=reference, tolerance=1e-12, max_steps=2000).fit(
+        x, weights=w if weighted else None
+    )
+    kernel, scale = fitted.expansion.kernel, float(fitted.expansion.coordinates.scale)
+    z = fitted.expansion.coordinates.to_metric(x)
+
+    def matrix(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jax.jacfwd(jax.grad(kernel.__call__, 0), 1)(a, b)
+
+    def divergence(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.trace(jax.jacfwd(matrix, 1)(a, b), axis1=1, axis2=2)
+
+    blocks = jax.vmap(lambda a: jax.vmap(lambda b: matrix(a, b))(z))(z)
+    dense = jnp.swapaxes(blocks, 1, 2).reshape(24, 24)
+    every = jnp.repeat(w, 2)
+    zeta = jax.vmap(lambda a: w @ jax.vmap(lambda b: divergence(a, b))(z))(z).reshape(-1)
+    s0 = jnp.zeros(24)
+    if reference is not None:
+        s0 = (Gaussian().fit(x, weights=w)(x) * scale).reshape(-1)
+    root = jnp.sqrt(every)
+    lam = 0.02 * jnp.linalg.eigvalsh(root[:, None] * dense * root[None, :])[-1]
+    operator = dense * every[None, :]
+    s = jnp.linalg.solve(operator + lam * jnp.eye(24), -zeta - operator @ s0)
+    expected = (s + s0).reshape(12, 2) / scale
+    # Ten power iterations find the largest eigenvalue to a percent or so; lam is what was used.
+    assert float(fitted.info.ridge) == pytest.approx(float(lam), rel=0.05)
+    s = jnp.linalg.solve(operator + fitted.info.ridge * jnp.eye(24), -zeta - operator @ s0)
+    expected = (s + s0).reshape(12, 2) / scale
+    np.testing.assert_allclose(fitted(x), expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("metric", ["isotropic", "diagonal", "whitened"])
+@pytest.mark.parametrize("family", [RBF, InverseMultiquadric])
+def test_kef_is_the_gradient_of_its_log_density(family, metric):
+    x = jnp.asarray(_samples())
+    fitted = KEF(family, reference="gaussian", metric=metric).fit(x)
+    queries = jnp.asarray(_samples(5, 4))
+    gradient = jax.vmap(jax.grad(fitted.unnormalized_log_density))(queries)
+    np.testing.assert_allclose(gradient, fitted(queries), rtol=1e-8)
+    jacobian = jax.vmap(jax.jacfwd(fitted))(queries)
+    np.testing.assert_allclose(jacobian, jnp.swapaxes(jacobian, 1, 2), atol=1e-10)
+    trace = jnp.trace(jacobian, axis1=1, axis2=2)
+    np.testing.assert_allclose(fitted.divergence(queries), trace, rtol=1e-8)
+
+
+def test_kef_beats_its_reference_on_fresh_samples():
+    x, fresh = jnp.asarray(_samples(num=200)), jnp.asarray(_samples(7, 2000))
+    kef = KEF(reference="gaussian").fit(x)
+    assert float(matching_loss(kef, fresh)) < float(matching_loss(Gaussian().fit(x), fresh)) - 0.1
+
+
+def test_a_log_density_needs_a_gradient_field():
+    x = jnp.asarray(_samples())
+    with pytest.raises(ValueError, match=r"needs a score that is a gradient.*Expansion"):
+        SSGE().fit(x).unnormalized_log_density(x)
+    gaussian = Gaussian().fit(x)
+    gradient = jax.vmap(jax.grad(gaussian.unnormalized_log_density))(x)
+    np.testing.assert_allclose(gradient, gaussian(x))
+
+
+def test_kde_is_the_gradient_of_the_log_of_the_estimate_and_is_floored():
+    x = _samples()
+    plain, floored = KDE(floor=0.0).fit(x), KDE(floor=1e-2).fit(x)
+    h = x.std(axis=0, ddof=1) * M ** (-1 / 6)
+    query = np.array([0.3, -0.2])
+
+    def log_density(point: jax.Array) -> jax.Array:
+        return jax.nn.logsumexp(-0.5 * jnp.sum(((point[None, :] - x) / h[None, :]) ** 2, axis=1))
+
+    np.testing.assert_allclose(plain(query), jax.grad(log_density)(jnp.asarray(query)))
+    np.testing.assert_allclose(floored(query), plain(query))
+    far = np.array([30.0, 0.0])
+    assert float(jnp.abs(plain(far)[0])) > 50
+    np.testing.assert_allclose(floored(far), 0, atol=1e-12)
+
+
+def test_semi_implicit_scores_are_those_of_the_mixture_and_approach_the_truth():
+    # z ~ N(0, I), x = z + N(0, I / 4): x ~ N(0, 1.25 I), score -x / 1.25.
+    def conditional(x: jax.Array, z: jax.Array) -> jax.Array:
+        return -2 * jnp.sum((x - z) ** 2)
+
+    rng = np.random.default_rng(0)
+    queries = jnp.asarray(rng.normal(size=(200, 2)) * np.sqrt(1.25))
+    errors = []
+    for size in (100, 1000, 10_000):
+        fitted = SemiImplicit(conditional).fit(jnp.asarray(rng.normal(size=(size, 2))))
+        errors.append(float(jnp.mean((fitted(queries) + queries / 1.25) ** 2)))
+    assert errors[0] > 2 * errors[1] > 8 * errors[2]
+    assert errors[2] < 0.005
+    gradient = jax.grad(fitted.unnormalized_log_density)(queries[0])
+    np.testing.assert_allclose(gradient, fitted(queries[0]), rtol=1e-8)
+    # From the same number of samples of x alone nothing comes close.
+    x = rng.normal(size=(1000, 2)) * np.sqrt(1.25)
+    alone = float(jnp.mean((KDE().fit(x)(queries) + queries / 1.25) ** 2))
+    assert errors[1] < 0.5 * alone
+
+
+def test_semi_implicit_weights_and_trees():
+    z = {"loc": jnp.asarray(_samples(num=20)), "scale": jnp.full((20,), 0.5)}
+
+    def conditional(x: jax.Array, z: dict) -> jax.Array:
+        return -0.5 * jnp.sum(((x - z["loc"]) / z["scale"]) ** 2) - 2 * jnp.log(z["scale"])
+
+    w = jnp.zeros(20).at[3].set(1.0).at[4].set(1.0)
+    fitted = SemiImplicit(conditional).fit(z, dimension=2, weights=w)
+    two = jax.tree.map(lambda leaf: leaf[3:5], z)
+    query = jnp.array([0.2, 0.1])
+    expected = SemiImplicit(conditional).fit(two, dimension=2)(query)
+    np.testing.assert_allclose(fitted(query), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Tikhonov(level=-1.0), r"`level` must be non-negative; got -1.0"),
+        (lambda: Landweber(num_iterations=0), r"`num_iterations` must be an integer of at least 1"),
+        (lambda: Landweber(step=2.0), r"`step` must be in \(0, 2\); got 2.0"),
+        (lambda: NuMethod(nu=0.0), r"`nu` must be positive; got 0.0"),
+        (lambda: KEF(level=0.0), r"`level` must be positive; got 0.0"),
+        (lambda: KEF(RBF(1.0)), r"`family` must be a radial kernel class such as RBF"),
+        (lambda: KEF(metric="euclid"), r"`metric` must be one of"),
+        (lambda: KDE(floor=-1.0), r"`floor` must be non-negative; got -1.0"),
+        (lambda: SSGE(num_landmarks=1), r"`num_landmarks` must be at least 2; got 1"),
+        (lambda: SemiImplicit(3.0), r"`log_conditional` must be a function .* got float"),
+        (lambda: SemiImplicit(min).fit({"a": jnp.ones(3)}), r"`dimension` of x is needed"),
+        (lambda: SemiImplicit(min).fit([jnp.ones(3), jnp.ones(4)]), r"one leading axis K"),
+    ],
+)
+def test_bad_options_raise_at_once(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_landmarks():
+    x = jnp.asarray(_samples(num=200))
+    every = SSGE(ridge=1.0, num_landmarks=200).fit(x)
+    assert (every.info.solver, SSGE(num_landmarks=40).fit(x).info.solver) == ("full", "landmarks")
+    some = SSGE(ridge=1.0, num_landmarks=60).fit(x, key=jax.random.key(0))
+    relative = jnp.linalg.norm(some(x) - every(x)) / jnp.linalg.norm(every(x))
+    assert float(relative) < 0.05
+    assert some.expansion.centres.shape == (60, 2)
+    few = SSGE(ridge=1.0, num_landmarks=4).fit(x)
+    assert float(jnp.linalg.norm(few(x) - every(x)) / jnp.linalg.norm(every(x))) > 0.05
