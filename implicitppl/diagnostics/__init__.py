@@ -17,6 +17,7 @@ from implicitppl.diagnostics._compare import (
 from implicitppl.diagnostics._distances import energy_distance, sliced_wasserstein
 from implicitppl.diagnostics._drift import NutsDrift, nuts_drift
 from implicitppl.diagnostics._ksd import KSDResult, kernel_stein_discrepancy
+from implicitppl.diagnostics._plot_selection import plot_selection
 from implicitppl.diagnostics._plots import plot_forest, plot_loss, plot_pair
 from implicitppl.diagnostics._psis import ParetoSmoothed, k_hat_limit, pareto_smooth
 from implicitppl.diagnostics._report import Report, Row, report
@@ -50,6 +51,7 @@ __all__ = [
     "plot_forest",
     "plot_loss",
     "plot_pair",
+    "plot_selection",
     "posterior_target",
     "report",
     "restart_spread",

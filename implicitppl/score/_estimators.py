@@ -15,7 +15,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from implicitppl.kernels import RBF, Kernel, median_lengthscale
-from implicitppl.linalg import Cutoff, Ridge, SpectralFilter, Tikhonov, check_positive
+from implicitppl.linalg import (
+    Cutoff,
+    RelativeRidge,
+    Ridge,
+    SpectralFilter,
+    Tikhonov,
+    check_positive,
+)
 from implicitppl.score._checks import check_samples, check_weights
 from implicitppl.score._expansion import Expansion
 from implicitppl.score._fitted import FittedScore, ScoreInfo
@@ -161,7 +168,6 @@ class SSGE(KernelEstimator):
         filter: a `SpectralFilter` in place of `num_eigenfunctions`, `explained` and `ridge`.
         max_eigenfunctions: most eigenpairs that are computed for large M.
         num_landmarks: m, see `KernelEstimator`.
-        num_landmarks: m, see `KernelEstimator`.
 
     Raises:
         ValueError: for a value outside its range, and for options that exclude each other.
@@ -236,7 +242,6 @@ class Stein(KernelEstimator):
         reference: None, "gaussian" or a function of one point: what is not expanded.
         max_eigenfunctions: most eigenpairs that are computed for large M.
         num_landmarks: m, see `KernelEstimator`.
-        num_landmarks: m, see `KernelEstimator`.
 
     Raises:
         ValueError: if `ridge` is not positive, or as for `KernelEstimator`.
@@ -307,13 +312,23 @@ def _fit(
         lengthscale=lengthscale,
         num_eigenfunctions=result.num_eigenfunctions,
         explained=result.explained,
-        ridge=jnp.asarray(getattr(estimator.filter, "ridge", 0.0), samples.dtype),
+        ridge=jnp.asarray(_ridge(estimator.filter, result.largest), samples.dtype),
+        residual=jnp.zeros((), samples.dtype),
         effective_size=m.size,
         finite=jnp.all(jnp.isfinite(samples)) & jnp.all(jnp.isfinite(result.coefficients)),
     )
     return FittedScore(
         info, Expansion(kernel, where, result.centres, result.coefficients), reference, dimension
     )
+
+
+def _ridge(spectral_filter: SpectralFilter, largest: Float[Array, ""]) -> ArrayLike:
+    """Return what `ScoreInfo.ridge` says."""
+    if isinstance(spectral_filter, RelativeRidge):
+        return jnp.asarray(spectral_filter.level, largest.dtype) * largest
+    if isinstance(spectral_filter, Cutoff):
+        return 0.0
+    return getattr(spectral_filter, "ridge", jnp.nan)
 
 
 def _landmark_rows(num: int | None, size: int, key: Array | None) -> Array | None:

@@ -40,7 +40,8 @@ class ScoreInfo(eqx.Module):
             for the others; NaN without a kernel or where the kernel was given ready-made.
         num_eigenfunctions: how many are used: multiplier > 0 and above the rounding floor.
         explained: share of the trace of the Gram matrix that they carry.
-        ridge: eta of the filter, 0 for a pure cut-off.
+        ridge: eta of the filter, 0 for a pure cut-off, NaN for an iteration.
+        residual: relative residual of an iterative solver at its end, 0 for the others.
         effective_size: 1 / sum w^2, M without weights.
         finite: False where a sample or a coefficient is not finite; the score is then NaN.
     """
@@ -54,6 +55,7 @@ class ScoreInfo(eqx.Module):
     num_eigenfunctions: Int[Array, ""]
     explained: Float[Array, ""]
     ridge: Float[Array, ""]
+    residual: Float[Array, ""]
     effective_size: Float[Array, ""]
     finite: Bool[Array, ""]
 
@@ -135,13 +137,15 @@ class FittedScore(eqx.Module):
 
         Raises:
             ValueError: if the last axis of `x` is not D, or the score is not a gradient by
-                construction: only `KEF` and `Gaussian` are, without a callable reference.
+                construction: `KEF`, `SemiImplicit` and `Gaussian` are, without a callable
+                reference.
         """
         for part in self._parts():
             if not hasattr(part, "log_density"):
                 raise ValueError(
-                    "`unnormalized_log_density` needs a score that is a gradient, from `KEF` or "
-                    f"`Gaussian`; a part of this one, {type(part).__name__}, has no log density."
+                    "`unnormalized_log_density` needs a score that is a gradient, from `KEF`, "
+                    "`SemiImplicit` or `Gaussian`; a part of this one, "
+                    f"{type(part).__name__}, has no log density."
                 )
         x = check_query(x, self.dimension, self._dtype)
         rows = x.reshape(-1, self.dimension)
@@ -156,13 +160,14 @@ class FittedScore(eqx.Module):
             x: one point (D,), or points (..., D).
 
         Returns:
-            One boolean for each point. A point from the distribution of the M samples is flagged
-            with probability at most 1 / (M + 1); a flagged score rests on the reference alone.
+            One boolean for each point. For independent samples a point from their distribution
+            is flagged with probability of about 1 / (M + 1), at least 1 / 2001; a flagged score
+            rests on the Gaussian. Draws of a slowly mixing chain flag more.
 
         Raises:
             ValueError: if the last axis of `x` is not D, or the score was not made by `select`.
 
-        Distances are whitened. Cost O(M D) for each point, at most 2000 samples.
+        Distances are in standard deviations. Cost O(M D) for each point, at most 4000 samples.
         """
         if self.support is None:
             raise ValueError(

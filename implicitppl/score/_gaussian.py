@@ -89,6 +89,7 @@ def _fit(estimator: Gaussian, samples: Array, weights: Array | None) -> FittedSc
         num_eigenfunctions=jnp.zeros((), jnp.int32),
         explained=jnp.zeros((), samples.dtype),
         ridge=jnp.zeros((), samples.dtype),
+        residual=jnp.zeros((), samples.dtype),
         effective_size=m.size,
         finite=jnp.all(jnp.isfinite(samples)) & jnp.all(jnp.isfinite(reference.precision)),
     )

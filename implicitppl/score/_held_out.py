@@ -40,7 +40,7 @@ from implicitppl.score._reference import GaussianReference, gaussian_reference
 MAX_PAIRS = 200
 # Samples from which the median distance is taken, many times over.
 _MEDIAN_SAMPLES = 500
-ATOMS = ("gaussian", "gaussian, half shrunk", "gaussian, diagonal", "gaussian, isotropic")
+ATOMS = ("full", "half shrunk", "diagonal", "isotropic")
 
 
 class Folds(NamedTuple):
@@ -111,7 +111,10 @@ def held_out(
     w = jnp.full((y.shape[0],), 1 / y.shape[0], y.dtype) if weights is None else weights
     judge = folds.judge.reshape(-1)
     judge_weights = w[judge] / jnp.sum(w[judge])
-    prepared = jax.lax.map(lambda train: _prepare(y, unit, w, train, grid.metrics), folds.train)
+    weighted = weights is not None
+    prepared = jax.lax.map(
+        lambda train: _prepare(y, unit, w, train, grid.metrics, weighted), folds.train
+    )
     atoms, divergences = jax.vmap(_atom_scores)(prepared.mean, prepared.precisions, y[folds.judge])
     # (K, A, V, D) -> (A, n, D)
     atoms = jnp.swapaxes(atoms, 0, 1).reshape(atoms.shape[1], *y[judge].shape)
@@ -183,17 +186,25 @@ class _Prepared(NamedTuple):
 
 
 def _prepare(
-    y: Array, unit: Array, weights: Array, train: Array, metrics: tuple[str, ...]
+    y: Array, unit: Array, weights: Array, train: Array, metrics: tuple[str, ...], weighted: bool
 ) -> _Prepared:
-    samples, w = y[train], weights[train]
-    m = moments(samples, w / jnp.sum(w))
+    samples, w = y[train], weights[train] / jnp.sum(weights[train])
+    typical = equally_weighted(samples, w) if weighted else samples
+    m = moments(samples, w)
     places = [metric_coordinates(name, m, unit, "whitened" in metrics) for name in metrics]
     medians = [
-        median_lengthscale(place.to_metric(samples), max_samples=_MEDIAN_SAMPLES)
+        median_lengthscale(place.to_metric(typical), max_samples=_MEDIAN_SAMPLES)
         for place in places
     ]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *places)
     return _Prepared(m.mean, gaussian_precisions(m, unit), stacked, jnp.stack(medians))
+
+
+def equally_weighted(samples: Float[Array, "M D"], weights: Float[Array, " M"]) -> Array:
+    """Return as many rows, each as often as its weight says (systematic resampling)."""
+    size = samples.shape[0]
+    places = (jnp.arange(size, dtype=samples.dtype) + 0.5) / size
+    return samples[jnp.clip(jnp.searchsorted(jnp.cumsum(weights), places), 0, size - 1)]
 
 
 def metric_coordinates(name: str, m: Moments, unit: Array, matrices: bool) -> Coordinates:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from implicitppl.kernels import RBF, Radial, median_lengthscale
+from implicitppl.kernels import RBF, Matern12, Matern32, Matern52, Radial, median_lengthscale
 from implicitppl.linalg import check_positive
 from implicitppl.score._checks import check_samples, check_weights
 from implicitppl.score._curl_free import CurlFreeExpansion, apply, mean_divergence, profile
@@ -86,6 +86,11 @@ class KEF(eqx.Module):
         check_positive("tolerance", tolerance)
         if not (isinstance(family, type) and issubclass(family, Radial)):
             raise ValueError(f"`family` must be a radial kernel class such as RBF; got {family!r}.")
+        if issubclass(family, Matern12 | Matern32 | Matern52):
+            raise ValueError(
+                "`family` must have four derivatives, as RBF, InverseMultiquadric and "
+                f"RationalQuadratic have; got {family.__name__}."
+            )
         if max_steps < 1:
             raise ValueError(f"`max_steps` must be at least 1; got {max_steps}.")
         self.family = family
@@ -161,8 +166,9 @@ def _fit(estimator: KEF, samples: Array, weights: Array | None) -> FittedScore:
         num_samples=size,
         lengthscale=jnp.asarray(kernel.lengthscale, z.dtype) * unit,
         num_eigenfunctions=jnp.asarray(size * dimension, jnp.int32),
-        explained=jnp.linalg.norm(residual) / jnp.maximum(jnp.linalg.norm(root * zeta), 1e-30),
+        explained=jnp.asarray(jnp.nan, z.dtype),
         ridge=lam,
+        residual=jnp.linalg.norm(residual) / jnp.maximum(jnp.linalg.norm(root * zeta), 1e-30),
         effective_size=m.size,
         finite=jnp.all(jnp.isfinite(samples)) & jnp.all(jnp.isfinite(coefficients)),
     )

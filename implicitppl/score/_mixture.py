@@ -39,10 +39,6 @@ class MixtureScore(Reference):
     def divergence(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
         return jax.vmap(lambda point: jnp.trace(jax.jacfwd(self._one)(point)))(x)
 
-    def log_density(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
-        """Return log mean_k q(x | z_k), without the floor."""
-        return jax.vmap(lambda point: jax.nn.logsumexp(self._logits(point)))(x)
-
     def _logits(self, x: Float[Array, " D"]) -> Float[Array, " K"]:
         values = jax.vmap(lambda z: jnp.reshape(self.log_conditional(x, z), ()))(self.components)
         return values + self.log_weights
@@ -50,6 +46,14 @@ class MixtureScore(Reference):
     def _one(self, x: Float[Array, " D"]) -> Float[Array, " D"]:
         log_density, score = jax.value_and_grad(lambda p: jax.nn.logsumexp(self._logits(p)))(x)
         return score * jnp.exp(jnp.minimum(log_density - self.log_floor, 0))
+
+
+class PlainMixtureScore(MixtureScore):
+    """The same without a floor, which makes it the gradient of a log density."""
+
+    def log_density(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
+        """Return log mean_k q(x | z_k) for every row."""
+        return jax.vmap(lambda point: jax.nn.logsumexp(self._logits(point)))(x)
 
 
 class SemiImplicit(eqx.Module):
@@ -75,7 +79,7 @@ class SemiImplicit(eqx.Module):
 
     log_conditional: Callable[[Array, Any], Array]
 
-    def __init__(self, log_conditional: Callable[[Array, Any], Array]):
+    def __init__(self, log_conditional: Any):
         if not callable(log_conditional):
             raise ValueError(
                 "`log_conditional` must be a function of a point and a mixing variable; got "
@@ -113,18 +117,19 @@ class SemiImplicit(eqx.Module):
             raise ValueError(f"`mixing` must have one leading axis K; got {sorted(sizes)}.")
         if dimension is None:
             if len(leaves) != 1 or jnp.ndim(leaves[0]) != 2:
-                raise ValueError(
-                    "`dimension` of x is needed unless `mixing` is one (K, D) array."
-                )
+                raise ValueError("`dimension` of x is needed unless `mixing` is one (K, D) array.")
             dimension = jnp.shape(leaves[0])[1]
         ((size,),) = sizes
         components = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, mixing))
-        dtype = jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(components)))
+        floats = [
+            a.dtype for a in jax.tree.leaves(components) if jnp.issubdtype(a.dtype, jnp.floating)
+        ]
+        dtype = jnp.result_type(*floats) if floats else jnp.zeros(()).dtype
         uniform = jnp.full((size,), 1 / size, dtype)
         w = uniform if weights is None else check_weights(weights, uniform[:, None])
         log_weights = jnp.log(jax.lax.stop_gradient(w))
         never = jnp.asarray(-jnp.inf, dtype)
-        mixture = MixtureScore(self.log_conditional, components, log_weights, never)
+        mixture = PlainMixtureScore(self.log_conditional, components, log_weights, never)
         finite = jnp.all(
             jnp.asarray([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(components)])
         )
@@ -225,6 +230,7 @@ def _info(name: str, size: int, width: Array, effective_size: Array, finite: Arr
         num_eigenfunctions=jnp.zeros((), jnp.int32),
         explained=zero,
         ridge=zero,
+        residual=zero,
         effective_size=effective_size,
         finite=finite,
     )

@@ -1,6 +1,6 @@
 """Weighted mean and covariance, exact for constant coordinates, and their shrinkage.
 
-Samples are shifted by the first one before anything is averaged: a constant coordinate is then
+Samples are shifted by one of them before anything is averaged: a constant coordinate is then
 exactly 0 whatever its offset, and large offsets do not eat the digits of the variance.
 """
 
@@ -30,15 +30,17 @@ class Moments(NamedTuple):
 
 def moments(samples: Float[Array, "M D"], weights: Float[Array, " M"]) -> Moments:
     """Return mean, unbiased covariance, non-constant coordinates and effective size."""
-    shifted = samples - samples[:1]
+    # A row that counts: coordinates may vary where the weights are zero.
+    first = samples[jnp.argmax(weights)]
+    shifted = samples - first[None, :]
     offset = weights @ shifted
     centred = shifted - offset[None, :]
     size = 1 / jnp.sum(weights * weights)
     covariance = jnp.matmul(centred.T, weights[:, None] * centred, precision="highest")
-    varies = jnp.any(shifted != 0, axis=0)
+    varies = jnp.any((shifted != 0) & (weights > 0)[:, None], axis=0)
     both = varies[:, None] & varies[None, :]
     covariance = jnp.where(both, covariance * size / jnp.maximum(size - 1, 1e-6), 0)
-    return Moments(samples[0] + offset, covariance, varies, size)
+    return Moments(first + offset, covariance, varies, size)
 
 
 def shrinkage_amount(m: Moments) -> Float[Array, ""]:

@@ -28,6 +28,7 @@ from implicitppl.score._held_out import (
     Folds,
     HeldOut,
     basis_of,
+    equally_weighted,
     gaussian_precisions,
     held_out,
     metric_coordinates,
@@ -36,13 +37,12 @@ from implicitppl.score._metric import Coordinates
 from implicitppl.score._moments import Moments, moments
 from implicitppl.score._reference import GaussianReference
 from implicitppl.score._simplex import minimise_on_simplex
-from implicitppl.score._stack import SelectionInfo, Stack
+from implicitppl.score._stack import MIN_SAMPLES, SelectionInfo, Stack
 from implicitppl.score._support import nearest_neighbour_support
 
-# With fewer samples there is nothing to hold out, and the Gaussian is returned.
-MIN_SAMPLES = 20
-# Larger training sets are expanded on landmarks.
-_FULL, _LANDMARKS = 500, 300
+# Samples whose span is searched: in the folds, where only the choice depends on it, and in the fit.
+_FOLD_FULL, _FOLD_LANDMARKS = 250, 200
+_FULL, _LANDMARKS = 625, 300
 # Samples on which candidates are compared; all samples enter the final fit.
 _JUDGED = 4000
 # Kernel estimates in a stack: each costs O(M D) for every query.
@@ -54,6 +54,12 @@ _SMALLEST_SHARE = 1e-2
 _PREDICTIONS, _BEST = 5e7, 3
 # Batches of an autocorrelated sample between which dependence is neglected.
 _BATCHES = 20
+_LARGEST_CHARGE = 1e6
+# How far beyond its largest value on the samples the residual may go: heavy tails need some room.
+_ROOM = 1.5
+# A candidate whose mean squared score is this many times the Gaussian's is not worth a programme
+# that its size would slow down.
+_LARGEST_SCORE = 1e3
 
 
 def select(
@@ -71,12 +77,14 @@ def select(
     width x filter {Tikhonov, SSGE ridge} x 13 levels x reference {none, Gaussian}, and Gaussians
     from full to isotropic covariance. The best of each configuration enter a quadratic programme
     on the simplex, which stacks up to four of them with the Gaussians; each is charged
-    `num_errors` standard errors of its paired difference to the Gaussian plug-in.
+    `num_errors` standard errors of its paired difference to the Gaussian plug-in. What the stack
+    adds to the Gaussian is bounded by its largest value on the samples, so that a query off their
+    support, which `off_support` flags, cannot blow up.
 
     Args:
         samples: (M, D), finite, each row a draw from q.
-        key: decides the folds, and the landmarks of large samples; the result is a function of
-            samples and key.
+        key: decides the folds (unless `autocorrelated`), and the landmarks of large samples; the
+            result is a function of samples and key.
         weights: (M,) non-negative importance weights; None for equal ones.
         num_folds: K; metric, width, Gaussian and eigenfunctions are fitted inside each fold.
         num_errors: 0 stacks by the plain held-out loss, which overfits small samples; large
@@ -89,13 +97,16 @@ def select(
         was chosen and why. With fewer than 20 samples, the Gaussian.
 
     Raises:
-        ValueError: for samples or weights as in `SSGE.fit`, `num_folds` < 2, or negative
-            `num_errors`.
+        ValueError: for samples or weights as in `SSGE.fit`, `num_folds` < 2 or more than
+            M / 2, or negative `num_errors`.
 
-    Runs under `jit` and `vmap`. Cost O(100 M^3) for M <= 500; beyond, 300 landmarks, O(M), and
-    candidates compared on at most 4000 samples. For scores on the samples themselves, as in
+    Runs under `jit` and `vmap` (one problem after the other). Cost O(100 M^3) for M <= 250, beyond
+    O(M) with 200 landmarks in the folds, candidates compared on at most 4000 samples; the fit uses
+    all samples, and 300 landmarks for M > 625. For scores on the samples themselves, as in
     `ImplicitELBO`, use `SSGE`: the held-out choice is shrunk there (slope .78 on its own samples
-    at M = 100, D = 10). Score matching cannot see the weights of separated modes: they do not
+    at M = 100, D = 10). Losses are compared in standard deviations of each coordinate: with
+    correlations above .99 the narrow direction decides, so decorrelate such samples first. Score
+    matching cannot see the weights of separated modes: they do not
     change the score where there are samples.
 
     Reference: Hyvarinen, JMLR 6 (2005), theorem 1; Breiman, "Stacked regressions", Machine
@@ -115,19 +126,24 @@ def select(
     check_non_negative("num_errors", num_errors)
     if weights is not None:
         weights = check_weights(weights, samples)
-    if samples.shape[0] < max(MIN_SAMPLES, 2 * num_folds):
-        return Gaussian().fit(samples, weights=weights)
+    if samples.shape[0] < MIN_SAMPLES:
+        return _gaussian_only(samples, weights)
+    if 2 * num_folds > samples.shape[0]:
+        raise ValueError(
+            f"`num_folds` must leave at least 2 samples in each fold; got {num_folds} folds of "
+            f"{samples.shape[0]} samples."
+        )
     samples, weights = jax.lax.stop_gradient((samples, weights))
-    # An array, so that another value compiles nothing.
-    charge = jnp.asarray(num_errors, samples.dtype)
+    # An array, so that another value compiles nothing; bounded, because inf times 0 is NaN.
+    charge = jnp.minimum(jnp.asarray(num_errors, samples.dtype), _LARGEST_CHARGE)
 
     # One problem after the other under `vmap`: batched, the held-out predictions of all problems
     # would be in memory at once, and a batched eigh inside a loop can hang on the CPU.
     @jax.custom_batching.sequential_vmap
-    def solve(samples: Array, weights: Array | None, key: Array) -> FittedScore:
+    def solve(samples: Array, weights: Array | None, key: Array, charge: Array) -> FittedScore:
         return _select(samples, weights, key, charge, num_folds, autocorrelated)
 
-    return solve(samples, weights, key)
+    return solve(samples, weights, key, charge)
 
 
 class _Problem(NamedTuple):
@@ -150,10 +166,11 @@ def _select(
     autocorrelated: bool,
 ) -> FittedScore:
     size, dimension = samples.shape
+    uniform = jnp.full((size,), 1 / size, samples.dtype) if weights is None else weights
     problem = _standardise(samples, weights)
-    order = jax.random.permutation(key, size)
+    order = _order(key, size, weights)
     folds = _folds(min(size, _JUDGED), num_folds, autocorrelated)
-    rows = _judged_rows(order, min(size, _JUDGED), autocorrelated)
+    rows = _judged_rows(key, order, weights, min(size, _JUDGED), autocorrelated)
     w = None if weights is None else weights[rows] / jnp.sum(weights[rows])
     grid, filters = kernel_grid(folds.train.shape[1], dimension), filter_grid()
     room = int(_PREDICTIONS / (len(grid.kernel) * folds.judge.size * dimension))
@@ -163,21 +180,22 @@ def _select(
     at = jnp.full((judge.size,), 1 / judge.size, samples.dtype)
     if w is not None:
         at = w[judge] / jnp.sum(w[judge])
-    choice = _stack(found, at, num_errors)
+    choice = _stack(found, at, num_errors, problem.moments.size)
     config, which = choice.picked // num_best, found.best.reshape(-1)[choice.picked]
     kernel, metric = jnp.asarray(grid.kernel)[config], jnp.asarray(grid.metric)[config]
     factor = jnp.asarray(grid.factor, samples.dtype)[config]
     level = jnp.asarray(filters.level, samples.dtype)[which]
     power = jnp.asarray(filters.power, samples.dtype)[which]
     reference = jnp.asarray(filters.reference)[which]
-    landmarks = None if folds.landmarks is None else order[: min(_LANDMARKS, size)]
+    landmarks = None if size <= _FULL else order[:_LANDMARKS]
     members, mean, precisions, lengthscale = _refit(
         problem, landmarks, grid.metrics, kernel, metric, factor, level, power, reference
     )
     shares = choice.gaussian_shares.at[0].add(
         jnp.sum(choice.shares * reference.astype(samples.dtype))
     )
-    gaussian = GaussianReference(mean, jnp.einsum("a,aij->ij", shares, precisions))
+    gaussian, stack = _bounded(members, choice.shares, mean, precisions, shares, problem)
+    stack = _with_bound(stack, samples[rows])
     gain, error = found.gain[config, which], found.error[config, which]
     finite = [jnp.all(jnp.isfinite(a)) for a in (samples, members.coefficients, choice.shares)]
     info = SelectionInfo(
@@ -206,8 +224,72 @@ def _select(
         effective_size=problem.moments.size,
         finite=finite[0] & finite[1] & finite[2],
     )
-    support = nearest_neighbour_support(samples, problem.moments, order)
-    return FittedScore(info, Stack(members, choice.shares), gaussian, dimension, support)
+    support = nearest_neighbour_support(samples, uniform, problem.moments, order)
+    return FittedScore(info, stack, gaussian, dimension, support)
+
+
+def _bounded(
+    members: Expansion,
+    kernel_shares: Float[Array, " R"],
+    mean: Float[Array, " D"],
+    precisions: Float[Array, "A D D"],
+    shares: Float[Array, " A"],
+    problem: _Problem,
+) -> tuple[GaussianReference, Stack]:
+    """Return s_G, its shares scaled to one, and what the stack adds to it, not bounded yet."""
+    total = jnp.sum(shares)
+    full = jnp.zeros_like(shares).at[0].set(1)
+    scaled = jnp.where(total > 0.01, shares / jnp.where(total > 0, total, 1), full)
+    gaussian = jnp.einsum("a,aij->ij", scaled, precisions)
+    rest = jnp.einsum("a,aij->ij", shares - scaled, precisions)
+    unit = jnp.broadcast_to(problem.frame.scale, mean.shape)
+    infinite = jnp.asarray(jnp.inf, mean.dtype)
+    stack = Stack(members, kernel_shares, GaussianReference(mean, rest), unit, infinite)
+    return GaussianReference(mean, gaussian), stack
+
+
+def _with_bound(stack: Stack, samples: Float[Array, "n D"]) -> Stack:
+    """Return the stack with its bound, a multiple of the largest residual of the samples."""
+    norms = jnp.sum(jnp.square(stack.residual(samples) * stack.unit[None, :]), axis=1)
+    return eqx.tree_at(lambda s: s.bound, stack, _ROOM * jnp.sqrt(jnp.max(norms)))
+
+
+def _gaussian_only(samples: Array, weights: Array | None) -> FittedScore:
+    """Return the Gaussian in the form of a selection, where there is nothing to hold out."""
+    fitted = Gaussian().fit(samples, weights=weights)
+    size, dtype = samples.shape[0], samples.dtype
+    uniform = jnp.full((size,), 1 / size, dtype) if weights is None else weights
+    none, nan = jnp.zeros((0,), dtype), jnp.asarray(jnp.nan, dtype)
+    info = SelectionInfo(
+        estimator="select",
+        num_samples=size,
+        num_judged=0,
+        metrics=(),
+        weights=none,
+        gaussian_weights=jnp.asarray([1.0, 0.0, 0.0, 0.0], dtype),
+        kernel=none.astype(int),
+        metric=none.astype(int),
+        lengthscale=none,
+        level=none,
+        power=none,
+        reference=none.astype(int),
+        gain=none,
+        error=none,
+        stacked_gain=jnp.zeros((), dtype),
+        gaussian_loss=nan,
+        all_gains=jnp.zeros((0, 0), dtype),
+        all_errors=jnp.zeros((0, 0), dtype),
+        grid=jnp.zeros((0, 3), dtype),
+        filters=jnp.zeros((0, 3), dtype),
+        num_errors=nan,
+        explained=nan,
+        effective_size=fitted.info.effective_size,
+        finite=fitted.info.finite,
+    )
+    support = nearest_neighbour_support(
+        samples, uniform, moments(samples, uniform), jnp.arange(size)
+    )
+    return FittedScore(info, None, fitted.reference, samples.shape[1], support)
 
 
 def _table(dtype: jnp.dtype, *columns: np.ndarray) -> Float[Array, "rows columns"]:
@@ -231,19 +313,30 @@ def _folds(size: int, num_folds: int, autocorrelated: bool) -> Folds:
     judge = np.arange(num_folds * count).reshape(num_folds, count)
     train = np.stack([np.setdiff1d(np.arange(size), fold) for fold in judge])
     landmarks = None
-    if train.shape[1] > _FULL:
-        spaced = np.linspace(0, train.shape[1] - 1, _LANDMARKS).round().astype(int)
+    if train.shape[1] > _FOLD_FULL:
+        spaced = np.linspace(0, train.shape[1] - 1, _FOLD_LANDMARKS).round().astype(int)
         landmarks = jnp.asarray(train[:, spaced])
     num_groups = min(_BATCHES, judge.size) if autocorrelated else judge.size
     groups = np.arange(judge.size) * num_groups // judge.size
     return Folds(jnp.asarray(train), jnp.asarray(judge), landmarks, jnp.asarray(groups), num_groups)
 
 
-def _judged_rows(order: Array, num: int, autocorrelated: bool) -> Int[Array, " n"]:
-    """Return the samples on which candidates are compared: random, or in order and spaced."""
-    if not autocorrelated:
-        return order[:num]
-    return jnp.asarray(np.linspace(0, order.shape[0] - 1, num).round().astype(int))
+def _order(key: Array, size: int, weights: Array | None) -> Int[Array, " M"]:
+    """Return a random order of the samples, likely ones first if they are weighted."""
+    if weights is None:
+        return jax.random.permutation(key, size)
+    # Gumbel top-k: draws without replacement, with probability proportional to the weights.
+    return jnp.argsort(-jnp.log(weights) - jax.random.gumbel(key, (size,), weights.dtype))
+
+
+def _judged_rows(
+    key: Array, order: Array, weights: Array | None, num: int, autocorrelated: bool
+) -> Int[Array, " n"]:
+    """Return the samples on which candidates are compared: in random order, or in their own."""
+    if autocorrelated:
+        return jnp.asarray(np.linspace(0, order.shape[0] - 1, num).round().astype(int))
+    # Weighted samples come likely ones first, which would make the folds unequal.
+    return order[:num] if weights is None else jax.random.permutation(key, order[:num])
 
 
 class _Choice(NamedTuple):
@@ -255,12 +348,19 @@ class _Choice(NamedTuple):
     gain: Float[Array, ""]
 
 
-def _stack(found: HeldOut, weights: Float[Array, " n"], num_errors: Float[Array, ""]) -> _Choice:
+def _stack(
+    found: HeldOut,
+    weights: Float[Array, " n"],
+    num_errors: Float[Array, ""],
+    effective_size: Float[Array, ""],
+) -> _Choice:
     """Solve the quadratic programme for all candidates, then for the largest few."""
     total, num_atoms = found.linear.shape[0], found.scores.shape[0] - found.best.size
     num_kernels = total - num_atoms
     rows = (found.scores * jnp.sqrt(weights)[None, :, None]).reshape(total, -1)
     usable = jnp.all(jnp.isfinite(rows), axis=1) & jnp.isfinite(found.linear + found.penalty)
+    square = jnp.sum(rows * rows, axis=1)
+    usable = usable & (square <= _LARGEST_SCORE * square[num_kernels])
     rows = jnp.where(usable[:, None], rows, 0)
     linear = jnp.where(usable, found.linear, 0)
     charged = jnp.where(usable, linear + num_errors * found.penalty, jnp.inf)
@@ -277,6 +377,10 @@ def _stack(found: HeldOut, weights: Float[Array, " n"], num_errors: Float[Array,
     _, picked = jax.lax.top_k(everything[:num_kernels], _MEMBERS)
     index = jnp.concatenate([picked, jnp.arange(num_kernels, total, dtype=picked.dtype)])
     shares = solve(index)
+    # Too few to judge, or a fold without a Gaussian: the Gaussian of all samples.
+    judged = jnp.isfinite(found.gaussian_loss) & (effective_size >= MIN_SAMPLES)
+    alone = (index == num_kernels).astype(shares.dtype)
+    shares = jnp.where(judged, shares, alone)
     chosen = jnp.zeros((total,), rows.dtype).at[index].set(shares)
     loss = 0.5 * chosen @ (quadratic @ chosen) + linear @ chosen
     return _Choice(picked, shares[:_MEMBERS], shares[_MEMBERS:], loss - found.gaussian_loss)
@@ -299,7 +403,8 @@ def _refit(
     w = jnp.full((size,), 1 / size, y.dtype) if problem.weights is None else problem.weights
     m = moments(y, w)
     places = [metric_coordinates(n, m, problem.unit, "whitened" in metrics) for n in metrics]
-    medians = jnp.stack([median_lengthscale(place.to_metric(y)) for place in places])
+    typical = y if problem.weights is None else equally_weighted(y, w)
+    medians = jnp.stack([median_lengthscale(place.to_metric(typical)) for place in places])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *places)
     precisions = gaussian_precisions(m, problem.unit)
     base = GaussianReference(m.mean, precisions[0]).score(y)

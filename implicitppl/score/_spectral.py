@@ -30,6 +30,7 @@ class SpectralFit(NamedTuple):
     coefficients: Float[Array, "m D"]
     num_eigenfunctions: Int[Array, ""]
     explained: Float[Array, ""]
+    largest: Float[Array, ""]
 
 
 def spectral_fit(
@@ -54,7 +55,7 @@ def spectral_fit(
             samples.
 
     Returns:
-        `SpectralFit(centres, coefficients, num_eigenfunctions, explained)`.
+        `SpectralFit(centres, coefficients, num_eigenfunctions, explained, largest)`.
 
     Cost O(M^2 D + M^3), or O(M^2 (D + J)) with J eigenpairs for large M, with memory a few M x M;
     with landmarks O(M m (m + D) + m^3) and memory a few m x m.
@@ -74,7 +75,7 @@ def spectral_fit(
     coefficients = jnp.matmul(basis.transform, scaled, precision="highest")
     used = multipliers > 0
     explained = jnp.sum(jnp.where(used, basis.values, 0)) / basis.trace
-    return SpectralFit(basis.centres, coefficients, jnp.sum(used), explained)
+    return SpectralFit(basis.centres, coefficients, jnp.sum(used), explained, basis.values[0])
 
 
 def num_pairs(size: int, spectral_filter: SpectralFilter, maximum: int | None) -> int | None:
