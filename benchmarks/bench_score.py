@@ -1,9 +1,9 @@
 """Score estimators against peers, on samples whose score is known: errors, times, memory.
 
     python -m benchmarks.bench_score --data FOLDER --peer numpy=PYTHON --peer torch=PYTHON \
-        --peer npse=PYTHON                        (about 2 CPU hours; needs the peers' environments)
-    python -m benchmarks.bench_score --quick      (bundled densities, M = 100, 3 seeds; 2 CPU minutes)
-    python -m benchmarks.bench_score --tables     (prints the tables of docs/scores.md, runs nothing)
+        --peer npse=PYTHON                     (about 2 CPU hours; needs the peers' environments)
+    python -m benchmarks.bench_score --quick   (densities, M = 100, 3 seeds; 5 CPU minutes)
+    python -m benchmarks.score_tables          (writes the tables of docs/scores.md)
 
 A cell is a problem at a size; twenty seeds a cell, and every estimator sees the same samples and
 the same 1,000 fresh queries. The error is mean |s_hat - s|^2 / D; nothing is tuned with the truth,
@@ -115,7 +115,7 @@ def run_tuned(cell: Cell, data: Path | None) -> dict[str, Any]:
 
     settings = [
         KernelEstimator(
-            # Arrays, not numbers: a number is a constant of the program, and each one compiles again.
+            # Arrays, not numbers: a number is a constant of the program and compiles again.
             RelativeRidge(jnp.asarray(10.0**level), jnp.asarray(power)),
             lengthscale_factor=jnp.asarray(factor),
             metric=metric,
@@ -174,7 +174,7 @@ def cpu_ms(call: Callable[[], Any]) -> float:
 
 
 def kde_scott(x: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Return the score of scikit-learn's Gaussian KDE with its `scott` bandwidth, in closed form."""
+    """Return the score of scikit-learn's KDE with its `scott` bandwidth, in closed form."""
     from sklearn.neighbors import KernelDensity
 
     h = KernelDensity(bandwidth="scott").fit(x).bandwidth_
@@ -213,14 +213,8 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--quick", action="store_true", help="M = 100, three seeds, no posteriors")
-    parser.add_argument("--tables", action="store_true", help="print the tables, run nothing")
     args = parser.parse_args()
     out = args.out or RESULTS / ("score-quick.jsonl" if args.quick else "score.jsonl")
-    if args.tables:
-        from benchmarks.score_tables import tables
-
-        print(tables(read(out)))
-        return
     if args.quick:
         args.sizes, args.seeds, args.data = [100], 3, None
     jobs: dict[str, Callable[[Cell], dict[str, Any] | None]] = {

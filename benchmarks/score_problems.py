@@ -5,7 +5,7 @@
 | normal | N(0, I) |
 | banana | x_1 ~ N(0, V), x_2 = z + b (x_1^2 - V), b = .03, V = 100, the rest N(0, 1) |
 | mixture | half N(-2 e_1, I), half N(2 e_1, I) |
-| a posteriordb name | published reference draws, unconstrained and standardised; the score is the model's |
+| a posteriordb name | published draws, unconstrained, standardised; the model's score |
 
 Posterior draws are standardised (one scale for each coordinate, from all 10,000 draws), so that
 estimators whose bandwidth is not adapted to each coordinate are not judged by the units.

@@ -2,8 +2,8 @@
 
 A peer is a script that calls `serve(rows)` with {row name: function (samples, queries) -> scores}.
 It is started as `PYTHON SCRIPT FOLDER`; every `FOLDER/*.npz` holds `samples` and `queries`, and
-`FOLDER/<stem>.<row>.out.npz` gets `scores`, `one_ms` and `all_ms`, CPU milliseconds of the whole call
-(these peers refit with every call) for one query and for all of them. Times are measured on seed 0.
+`FOLDER/<stem>.<row>.out.npz` gets `scores`, `one_ms` and `all_ms`, CPU milliseconds of the whole
+call (these peers refit with every call) for one query and for all. Times are measured on seed 0.
 """
 
 import sys
@@ -36,17 +36,17 @@ def serve(rows: Mapping[str, Score], largest: int = 2000) -> None:
             if file.stem.endswith("-0"):
                 score(samples, queries[:1])  # what is compiled is compiled before it is timed
                 times = {
-                    "one_ms": cpu_ms(lambda: score(samples, queries[:1])),
-                    "all_ms": cpu_ms(lambda: score(samples, queries)),
+                    "one_ms": cpu_ms(score, samples, queries[:1]),
+                    "all_ms": cpu_ms(score, samples, queries),
                 }
             np.savez(out, scores=scores, **times)
 
 
-def cpu_ms(call: Callable[[], object]) -> float:
+def cpu_ms(call: Callable[..., object], *arguments: np.ndarray) -> float:
     """Return the CPU milliseconds of the faster of two calls."""
     times = []
     for _ in range(2):
         start = time.process_time()
-        np.asarray(call())
+        np.asarray(call(*arguments))
         times.append(time.process_time() - start)
     return 1000 * min(times)

@@ -43,18 +43,22 @@ def profile(kernel: Radial, X: Float[Array, "N D"], Y: Float[Array, "M D"] | Non
     def slope(t: Array) -> Array:
         return kernel.profile_slope(t)
 
-    def derivative(f, t: Array) -> Array:
-        return jax.jvp(f, (t,), (jnp.ones_like(t),))[1]
+    def second(t: Array) -> Array:
+        return jax.jvp(slope, (t,), (jnp.ones_like(t),))[1]
+
+    def third(t: Array) -> Array:
+        return jax.jvp(second, (t,), (jnp.ones_like(t),))[1]
+
+    def fourth(t: Array) -> Array:
+        return jax.jvp(third, (t,), (jnp.ones_like(t),))[1]
 
     t = q / unit
-    second = lambda t: derivative(slope, t)  # noqa: E731
-    third = lambda t: derivative(second, t)  # noqa: E731
     return Profile(
         q,
         variance * slope(t) / unit,
         variance * second(t) / unit**2,
         variance * third(t) / unit**3,
-        variance * derivative(third, t) / unit**4,
+        variance * fourth(t) / unit**4,
     )
 
 

@@ -16,10 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from implicitppl.score._checks import check_query
-from implicitppl.score._curl_free import CurlFreeExpansion
-from implicitppl.score._expansion import Expansion
 from implicitppl.score._reference import Reference
-from implicitppl.score._stack import SelectionInfo, Stack
 from implicitppl.score._support import Support
 
 # Queries are evaluated in blocks of at most this many kernel values (64 MiB in float32).
@@ -67,8 +64,8 @@ class FittedScore(eqx.Module):
     samples it was fitted on are zero by construction.
 
     Attributes:
-        info: what the fit chose, see `ScoreInfo`.
-        expansion: kernel part, or None.
+        info: what the fit chose: a `ScoreInfo`, or a `SelectionInfo` from `select`.
+        expansion: kernel part (`Expansion`, `CurlFreeExpansion`, `Stack`), or None.
         reference: part that was not expanded, or None.
         dimension: D.
         support: where there were samples, see `off_support`; None unless made by `select`.
@@ -88,8 +85,9 @@ class FittedScore(eqx.Module):
         'Gaussian'
     """
 
-    info: ScoreInfo | SelectionInfo
-    expansion: Expansion | Stack | CurlFreeExpansion | None
+    # Each estimator has its own kind of both; a union would have to be taken apart at every use.
+    info: Any
+    expansion: Any
     reference: Reference | None
     dimension: int = eqx.field(static=True)
     support: Support | None = None
@@ -180,7 +178,7 @@ class FittedScore(eqx.Module):
     def _dtype(self) -> jnp.dtype:
         return self.info.explained.dtype
 
-    def _parts(self) -> list[Expansion | Stack | CurlFreeExpansion | Reference]:
+    def _parts(self) -> list[Any]:
         return [part for part in (self.reference, self.expansion) if part is not None]
 
 

@@ -26,16 +26,19 @@ SAMPLES_PER_DIMENSION = 5
 class RadialChoice(Radial):
     """`RBF` or `InverseMultiquadric`, chosen by an integer that may be traced."""
 
-    lengthscale: Lengthscale
-    choice: Int[Array, ""]
+    lengthscale: Lengthscale = 1.0
+    choice: Int[Array, ""] | int = 0
     variance: Scalar = eqx.field(default=1.0, static=True)
 
     def profile(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
-        return jnp.where(self.choice == 0, RBF().profile(t), InverseMultiquadric().profile(t))
+        return jnp.where(self._is_rbf(), RBF().profile(t), InverseMultiquadric().profile(t))
 
     def profile_slope(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
         first, second = RBF().profile_slope(t), InverseMultiquadric().profile_slope(t)
-        return jnp.where(self.choice == 0, first, second)
+        return jnp.where(self._is_rbf(), first, second)
+
+    def _is_rbf(self) -> Array:
+        return jnp.asarray(self.choice) == 0
 
 
 class Grid(NamedTuple):

@@ -427,7 +427,7 @@ def _refit(
         )
         data_unit = place.scale[0, 0] if place.scale.ndim == 2 else place.scale[0]
         isotropic = jnp.asarray([name == "isotropic" for name in metrics])[metric[r]]
-        lengthscale = chosen.lengthscale * jnp.where(isotropic, data_unit, 1)
+        lengthscale = medians[metric[r]] * factor[r] * jnp.where(isotropic, data_unit, 1)
         return Expansion(chosen, place, basis.centres, coefficients), lengthscale
 
     members, lengthscale = jax.lax.map(member, jnp.arange(kernel.shape[0]))

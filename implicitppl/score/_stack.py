@@ -8,6 +8,8 @@ a held-out outlier had a score of 178 where the samples have at most 14. The bou
 sample as it is, and far away s_G rules.
 """
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -41,11 +43,7 @@ class Stack(eqx.Module):
 
     def residual(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
         """Return r for every row."""
-
-        def add(total: Array, part: tuple[Array, Expansion]) -> tuple[Array, None]:
-            return total + part[0] * part[1].score(x), None
-
-        return jax.lax.scan(add, self.rest.score(x), (self.weights, self.members))[0]
+        return self._add_members(self.rest.score(x), lambda member: member.score(x))
 
     def score(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
         """Return the bounded residual for every row."""
@@ -59,17 +57,23 @@ class Stack(eqx.Module):
         Outside the bound the field is R r / n, n = |r|, with divergence R (div r - r.grad n) / n
         after r.grad n / n is written as a directional derivative along r.
         """
-
-        def add(total: Array, part: tuple[Array, Expansion]) -> tuple[Array, None]:
-            return total + part[0] * part[1].divergence(x), None
-
-        start = self.rest.divergence(x)
-        divergence = jax.lax.scan(add, start, (self.weights, self.members))[0]
+        divergence = self._add_members(self.rest.divergence(x), lambda member: member.divergence(x))
         r = self.residual(x)
         inside, norm = self._inside(r)
         _, along = jax.jvp(self.residual, (x,), (r,))
         slope = jnp.sum(r * along * jnp.square(self.unit)[None, :], axis=1) / norm
         return jnp.where(inside, divergence, self.bound * (divergence - slope / norm) / norm)
+
+    def _add_members(self, start: Array, evaluate: Callable[[Expansion], Array]) -> Array:
+        """Return start + sum_i w_i evaluate(member_i); a member without a share costs nothing."""
+
+        def add(total: Array, part: tuple[Array, Expansion]) -> tuple[Array, None]:
+            share, member = part
+            return jax.lax.cond(
+                share > 0, lambda: total + share * evaluate(member), lambda: total
+            ), None
+
+        return jax.lax.scan(add, start, (self.weights, self.members))[0]
 
     def _inside(self, r: Float[Array, "N D"]) -> tuple[Bool[Array, " N"], Float[Array, " N"]]:
         """Return where |r| <= R, and |r|, 1 where it is 0 so that it can be divided by."""

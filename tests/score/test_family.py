@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitppl.kernels import RBF, InverseMultiquadric
+from implicitppl.kernels import RBF, InverseMultiquadric, Matern52
 from implicitppl.score import (
     KDE,
     KEF,
@@ -81,10 +81,14 @@ def test_the_nu_method_is_the_recursion_on_the_samples(nu):
     np.testing.assert_allclose(fitted(x), s, rtol=1e-6, atol=1e-8)
 
 
-def test_a_cutoff_by_number_is_ssge():
-    x = jnp.asarray(_samples())
-    cut = SpectralCutoff(RBF(WIDTH), num_eigenfunctions=5).fit(x)
-    np.testing.assert_allclose(cut(x), SSGE(RBF(WIDTH), num_eigenfunctions=5).fit(x)(x))
+def test_a_cutoff_projects_on_the_leading_eigenvectors_on_the_samples():
+    x = _samples()
+    operator, zeta = _gram_and_zeta(x)
+    values, vectors = np.linalg.eigh(operator)
+    values, vectors = values[-5:], vectors[:, -5:]
+    expected = -vectors @ ((vectors.T @ zeta) / values[:, None])
+    fitted = SpectralCutoff(RBF(WIDTH), num_eigenfunctions=5).fit(jnp.asarray(x))
+    np.testing.assert_allclose(fitted(x), expected, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -104,8 +108,8 @@ def test_rescaled_samples_do_not_diverge(estimator):
 def test_kef_is_the_dense_system(family, reference, weighted):
     # (L + lam) s = -zeta - L s0 with Kmat = grad_x grad_y^T psi, all by automatic differentiation.
     x = jnp.asarray(_samples(num=12))
-    w = np.random.default_rng(1).uniform(0.5, 1.5, 12) if weighted else np.ones(12)
-    w = jnp.asarray(w / w.sum())
+    raw = np.random.default_rng(1).uniform(0.5, 1.5, 12) if weighted else np.ones(12)
+    w = jnp.asarray(raw / raw.sum())
     fitted = KEF(family, level=0.02, reference=reference, tolerance=1e-12, max_steps=2000).fit(
         x, weights=w if weighted else None
     )
@@ -128,8 +132,6 @@ def test_kef_is_the_dense_system(family, reference, weighted):
     root = jnp.sqrt(every)
     lam = 0.02 * jnp.linalg.eigvalsh(root[:, None] * dense * root[None, :])[-1]
     operator = dense * every[None, :]
-    s = jnp.linalg.solve(operator + lam * jnp.eye(24), -zeta - operator @ s0)
-    expected = (s + s0).reshape(12, 2) / scale
     # Ten power iterations find the largest eigenvalue to a percent or so; lam is what was used.
     assert float(fitted.info.ridge) == pytest.approx(float(lam), rel=0.05)
     s = jnp.linalg.solve(operator + fitted.info.ridge * jnp.eye(24), -zeta - operator @ s0)
@@ -177,6 +179,8 @@ def test_kde_is_the_gradient_of_the_log_of_the_estimate_and_is_floored():
 
     np.testing.assert_allclose(plain(query), jax.grad(log_density)(jnp.asarray(query)))
     np.testing.assert_allclose(floored(query), plain(query))
+    with pytest.raises(ValueError, match="has no log density"):  # the floor is not a gradient's
+        floored.unnormalized_log_density(query)
     far = np.array([30.0, 0.0])
     assert float(jnp.abs(plain(far)[0])) > 50
     np.testing.assert_allclose(floored(far), 0, atol=1e-12)
@@ -204,6 +208,14 @@ def test_semi_implicit_scores_are_those_of_the_mixture_and_approach_the_truth():
     assert errors[1] < 0.5 * alone
 
 
+def test_semi_implicit_with_labels_as_mixing_variables():
+    places = jnp.array([[0.0, 0.0], [4.0, 0.0]])
+    fitted = SemiImplicit(lambda x, z: -0.5 * jnp.sum((x - places[z]) ** 2)).fit(
+        jnp.arange(2), dimension=2
+    )
+    np.testing.assert_allclose(fitted(jnp.array([2.0, 1.0])), [0.0, -1.0], atol=1e-12)
+
+
 def test_semi_implicit_weights_and_trees():
     z = {"loc": jnp.asarray(_samples(num=20)), "scale": jnp.full((20,), 0.5)}
 
@@ -227,6 +239,7 @@ def test_semi_implicit_weights_and_trees():
         (lambda: NuMethod(nu=0.0), r"`nu` must be positive; got 0.0"),
         (lambda: KEF(level=0.0), r"`level` must be positive; got 0.0"),
         (lambda: KEF(RBF(1.0)), r"`family` must be a radial kernel class such as RBF"),
+        (lambda: KEF(Matern52), r"`family` must have four derivatives.*got Matern52"),
         (lambda: KEF(metric="euclid"), r"`metric` must be one of"),
         (lambda: KDE(floor=-1.0), r"`floor` must be non-negative; got -1.0"),
         (lambda: SSGE(num_landmarks=1), r"`num_landmarks` must be at least 2; got 1"),
