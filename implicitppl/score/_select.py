@@ -3,63 +3,38 @@
     min_w  E_V[|s_w|^2 / 2 + div s_w] + c sum_i w_i e_i,   s_w = sum_i w_i s_i,   w in the simplex,
 
 with e_i the standard error of candidate i's paired difference to the Gaussian plug-in: a kernel
-estimate gets weight only as far as the held-out samples prove that it is better. The score-matching
+estimate gets weight only where its held-out gain, alone or by averaging, is worth the charge. The
 loss is quadratic in s, so this is a quadratic programme with a few dozen unknowns.
 """
-
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from implicitppl.kernels import median_lengthscale
-from implicitppl.linalg import RelativeRidge, check_non_negative
-from implicitppl.score._basis import stein_targets
+from implicitppl.linalg import check_non_negative
 from implicitppl.score._checks import check_samples, check_weights
-from implicitppl.score._expansion import Expansion
+from implicitppl.score._choice import choose_stack
 from implicitppl.score._fitted import FittedScore
 from implicitppl.score._gaussian import Gaussian
-from implicitppl.score._grid import RadialChoice, filter_grid, kernel_grid
-from implicitppl.score._held_out import (
-    Folds,
-    HeldOut,
-    basis_of,
-    equally_weighted,
-    gaussian_precisions,
-    held_out,
-    metric_coordinates,
-)
-from implicitppl.score._metric import Coordinates
-from implicitppl.score._moments import Moments, moments
-from implicitppl.score._reference import GaussianReference
-from implicitppl.score._simplex import minimise_on_simplex
-from implicitppl.score._stack import MIN_SAMPLES, SelectionInfo, Stack
+from implicitppl.score._grid import filter_grid, kernel_grid
+from implicitppl.score._held_out import held_out
+from implicitppl.score._moments import moments
+from implicitppl.score._problem import judged_rows, make_folds, random_order, standardise
+from implicitppl.score._refit import bounded_parts, refit, with_bound
+from implicitppl.score._stack import MIN_SAMPLES, SelectionInfo
 from implicitppl.score._support import nearest_neighbour_support
 
-# Samples whose span is searched: in the folds, where only the choice depends on it, and in the fit.
-_FOLD_FULL, _FOLD_LANDMARKS = 250, 200
+# Samples whose span the final fit searches.
 _FULL, _LANDMARKS = 625, 300
 # Samples on which candidates are compared; all samples enter the final fit.
 _JUDGED = 4000
-# Kernel estimates in a stack: each costs O(M D) for every query.
-_MEMBERS = 4
-# A smaller share of the stack is dropped.
-_SMALLEST_SHARE = 1e-2
 # Predictions kept for the quadratic programme, as numbers (200 MB in float32), and candidates of
 # each configuration that keep theirs.
 _PREDICTIONS, _BEST = 5e7, 3
-# Batches of an autocorrelated sample between which dependence is neglected.
-_BATCHES = 20
 _LARGEST_CHARGE = 1e6
-# How far beyond its largest value on the samples the residual may go: heavy tails need some room.
-_ROOM = 1.5
-# A candidate whose mean squared score is this many times the Gaussian's is not worth a programme
-# that its size would slow down.
-_LARGEST_SCORE = 1e3
 
 
 def select(
@@ -146,16 +121,6 @@ def select(
     return solve(samples, weights, key, charge)
 
 
-class _Problem(NamedTuple):
-    """Standardised samples: y = (x - shift) / scale, weights sum to one."""
-
-    y: Float[Array, "M D"]
-    frame: Coordinates
-    unit: Float[Array, " D"]
-    weights: Float[Array, " M"] | None
-    moments: Moments
-
-
 @eqx.filter_jit
 def _select(
     samples: Array,
@@ -167,10 +132,10 @@ def _select(
 ) -> FittedScore:
     size, dimension = samples.shape
     uniform = jnp.full((size,), 1 / size, samples.dtype) if weights is None else weights
-    problem = _standardise(samples, weights)
-    order = _order(key, size, weights)
-    folds = _folds(min(size, _JUDGED), num_folds, autocorrelated)
-    rows = _judged_rows(key, order, weights, min(size, _JUDGED), autocorrelated)
+    problem = standardise(samples, weights)
+    order = random_order(key, size, weights)
+    folds = make_folds(min(size, _JUDGED), num_folds, autocorrelated)
+    rows = judged_rows(key, order, weights, min(size, _JUDGED), autocorrelated)
     w = None if weights is None else weights[rows] / jnp.sum(weights[rows])
     grid, filters = kernel_grid(folds.train.shape[1], dimension), filter_grid()
     room = int(_PREDICTIONS / (len(grid.kernel) * folds.judge.size * dimension))
@@ -180,7 +145,7 @@ def _select(
     at = jnp.full((judge.size,), 1 / judge.size, samples.dtype)
     if w is not None:
         at = w[judge] / jnp.sum(w[judge])
-    choice = _stack(found, at, num_errors, problem.moments.size)
+    choice = choose_stack(found, at, num_errors, problem.moments.size)
     config, which = choice.picked // num_best, found.best.reshape(-1)[choice.picked]
     kernel, metric = jnp.asarray(grid.kernel)[config], jnp.asarray(grid.metric)[config]
     factor = jnp.asarray(grid.factor, samples.dtype)[config]
@@ -188,14 +153,14 @@ def _select(
     power = jnp.asarray(filters.power, samples.dtype)[which]
     reference = jnp.asarray(filters.reference)[which]
     landmarks = None if size <= _FULL else order[:_LANDMARKS]
-    members, mean, precisions, lengthscale = _refit(
+    members, mean, precisions, lengthscale = refit(
         problem, landmarks, grid.metrics, kernel, metric, factor, level, power, reference
     )
     shares = choice.gaussian_shares.at[0].add(
         jnp.sum(choice.shares * reference.astype(samples.dtype))
     )
-    gaussian, stack = _bounded(members, choice.shares, mean, precisions, shares, problem)
-    stack = _with_bound(stack, samples[rows])
+    gaussian, stack = bounded_parts(members, choice.shares, mean, precisions, shares, problem)
+    stack = with_bound(stack, samples[rows])
     gain, error = found.gain[config, which], found.error[config, which]
     finite = [jnp.all(jnp.isfinite(a)) for a in (samples, members.coefficients, choice.shares)]
     info = SelectionInfo(
@@ -226,32 +191,6 @@ def _select(
     )
     support = nearest_neighbour_support(samples, uniform, problem.moments, order)
     return FittedScore(info, stack, gaussian, dimension, support)
-
-
-def _bounded(
-    members: Expansion,
-    kernel_shares: Float[Array, " R"],
-    mean: Float[Array, " D"],
-    precisions: Float[Array, "A D D"],
-    shares: Float[Array, " A"],
-    problem: _Problem,
-) -> tuple[GaussianReference, Stack]:
-    """Return s_G, its shares scaled to one, and what the stack adds to it, not bounded yet."""
-    total = jnp.sum(shares)
-    full = jnp.zeros_like(shares).at[0].set(1)
-    scaled = jnp.where(total > 0.01, shares / jnp.where(total > 0, total, 1), full)
-    gaussian = jnp.einsum("a,aij->ij", scaled, precisions)
-    rest = jnp.einsum("a,aij->ij", shares - scaled, precisions)
-    unit = jnp.broadcast_to(problem.frame.scale, mean.shape)
-    infinite = jnp.asarray(jnp.inf, mean.dtype)
-    stack = Stack(members, kernel_shares, GaussianReference(mean, rest), unit, infinite)
-    return GaussianReference(mean, gaussian), stack
-
-
-def _with_bound(stack: Stack, samples: Float[Array, "n D"]) -> Stack:
-    """Return the stack with its bound, a multiple of the largest residual of the samples."""
-    norms = jnp.sum(jnp.square(stack.residual(samples) * stack.unit[None, :]), axis=1)
-    return eqx.tree_at(lambda s: s.bound, stack, _ROOM * jnp.sqrt(jnp.max(norms)))
 
 
 def _gaussian_only(samples: Array, weights: Array | None) -> FittedScore:
@@ -294,147 +233,3 @@ def _gaussian_only(samples: Array, weights: Array | None) -> FittedScore:
 
 def _table(dtype: jnp.dtype, *columns: np.ndarray) -> Float[Array, "rows columns"]:
     return jnp.asarray(np.stack(columns, axis=1), dtype)
-
-
-def _standardise(samples: Array, weights: Array | None) -> _Problem:
-    size = samples.shape[0]
-    w = jnp.full((size,), 1 / size, samples.dtype) if weights is None else weights
-    m = moments(samples, w)
-    spread = jnp.sqrt(jnp.where(m.varies, jnp.diagonal(m.covariance), 0))
-    largest = jnp.max(spread)
-    spread = jnp.where(m.varies, spread, jnp.where(largest > 0, largest, 1))
-    frame = Coordinates(m.mean, spread)
-    return _Problem(frame.to_metric(samples), frame, spread / jnp.max(spread), weights, m)
-
-
-def _folds(size: int, num_folds: int, autocorrelated: bool) -> Folds:
-    """Return folds of equal sizes over positions 0 .. size - 1; a remainder always trains."""
-    count = size // num_folds
-    judge = np.arange(num_folds * count).reshape(num_folds, count)
-    train = np.stack([np.setdiff1d(np.arange(size), fold) for fold in judge])
-    landmarks = None
-    if train.shape[1] > _FOLD_FULL:
-        spaced = np.linspace(0, train.shape[1] - 1, _FOLD_LANDMARKS).round().astype(int)
-        landmarks = jnp.asarray(train[:, spaced])
-    num_groups = min(_BATCHES, judge.size) if autocorrelated else judge.size
-    groups = np.arange(judge.size) * num_groups // judge.size
-    return Folds(jnp.asarray(train), jnp.asarray(judge), landmarks, jnp.asarray(groups), num_groups)
-
-
-def _order(key: Array, size: int, weights: Array | None) -> Int[Array, " M"]:
-    """Return a random order of the samples, likely ones first if they are weighted."""
-    if weights is None:
-        return jax.random.permutation(key, size)
-    # Gumbel top-k: draws without replacement, with probability proportional to the weights.
-    return jnp.argsort(-jnp.log(weights) - jax.random.gumbel(key, (size,), weights.dtype))
-
-
-def _judged_rows(
-    key: Array, order: Array, weights: Array | None, num: int, autocorrelated: bool
-) -> Int[Array, " n"]:
-    """Return the samples on which candidates are compared: in random order, or in their own."""
-    if autocorrelated:
-        return jnp.asarray(np.linspace(0, order.shape[0] - 1, num).round().astype(int))
-    # Weighted samples come likely ones first, which would make the folds unequal.
-    return order[:num] if weights is None else jax.random.permutation(key, order[:num])
-
-
-class _Choice(NamedTuple):
-    """Members of the stack, as rows of the predictions, with their shares."""
-
-    picked: Int[Array, " R"]
-    shares: Float[Array, " R"]
-    gaussian_shares: Float[Array, " A"]
-    gain: Float[Array, ""]
-
-
-def _stack(
-    found: HeldOut,
-    weights: Float[Array, " n"],
-    num_errors: Float[Array, ""],
-    effective_size: Float[Array, ""],
-) -> _Choice:
-    """Solve the quadratic programme for all candidates, then for the largest few."""
-    total, num_atoms = found.linear.shape[0], found.scores.shape[0] - found.best.size
-    num_kernels = total - num_atoms
-    rows = (found.scores * jnp.sqrt(weights)[None, :, None]).reshape(total, -1)
-    usable = jnp.all(jnp.isfinite(rows), axis=1) & jnp.isfinite(found.linear + found.penalty)
-    square = jnp.sum(rows * rows, axis=1)
-    usable = usable & (square <= _LARGEST_SCORE * square[num_kernels])
-    rows = jnp.where(usable[:, None], rows, 0)
-    linear = jnp.where(usable, found.linear, 0)
-    charged = jnp.where(usable, linear + num_errors * found.penalty, jnp.inf)
-    quadratic = jnp.matmul(rows, rows.T, precision="highest")
-    # An unusable candidate costs more than anything that is better than no estimate at all.
-    charged = jnp.where(usable, charged, 1 + jnp.sum(jnp.abs(linear[num_kernels:])))
-
-    def solve(index: Array) -> Array:
-        shares = minimise_on_simplex(quadratic[index[:, None], index[None, :]], charged[index])
-        shares = jnp.where(shares < _SMALLEST_SHARE, 0, shares)
-        return shares / jnp.sum(shares)
-
-    everything = solve(jnp.arange(total))
-    _, picked = jax.lax.top_k(everything[:num_kernels], _MEMBERS)
-    index = jnp.concatenate([picked, jnp.arange(num_kernels, total, dtype=picked.dtype)])
-    shares = solve(index)
-    # Too few to judge, or a fold without a Gaussian: the Gaussian of all samples.
-    judged = jnp.isfinite(found.gaussian_loss) & (effective_size >= MIN_SAMPLES)
-    alone = (index == num_kernels).astype(shares.dtype)
-    shares = jnp.where(judged, shares, alone)
-    chosen = jnp.zeros((total,), rows.dtype).at[index].set(shares)
-    loss = 0.5 * chosen @ (quadratic @ chosen) + linear @ chosen
-    return _Choice(picked, shares[:_MEMBERS], shares[_MEMBERS:], loss - found.gaussian_loss)
-
-
-def _refit(
-    problem: _Problem,
-    landmarks: Array | None,
-    metrics: tuple[str, ...],
-    kernel: Int[Array, " R"],
-    metric: Int[Array, " R"],
-    factor: Float[Array, " R"],
-    level: Float[Array, " R"],
-    power: Float[Array, " R"],
-    reference: Int[Array, " R"],
-) -> tuple[Expansion, Float[Array, " D"], Float[Array, "A D D"], Float[Array, " R"]]:
-    """Fit on all samples: members, Gaussian mean and precisions, lengthscales, in data units."""
-    y, frame = problem.y, problem.frame
-    size = y.shape[0]
-    w = jnp.full((size,), 1 / size, y.dtype) if problem.weights is None else problem.weights
-    m = moments(y, w)
-    places = [metric_coordinates(n, m, problem.unit, "whitened" in metrics) for n in metrics]
-    typical = y if problem.weights is None else equally_weighted(y, w)
-    medians = jnp.stack([median_lengthscale(place.to_metric(typical)) for place in places])
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *places)
-    precisions = gaussian_precisions(m, problem.unit)
-    base = GaussianReference(m.mean, precisions[0]).score(y)
-
-    def member(r: Array) -> tuple[Expansion, Array]:
-        where = jax.tree.map(lambda leaf: leaf[metric[r]], stacked)
-        z = where.to_metric(y)
-        chosen = RadialChoice(medians[metric[r]] * factor[r], kernel[r])
-        centres = None if landmarks is None else z[landmarks]
-        basis = basis_of(chosen, z, problem.weights, centres)
-        known = where.score_to_metric(base) * reference[r].astype(y.dtype)
-        target = stein_targets(chosen, z, w, basis.centres, known)
-        multipliers = RelativeRidge(level[r], power[r])(basis.values, basis.trace, size)
-        beta = jnp.matmul(basis.transform.T, target, precision="highest")
-        coefficients = jnp.matmul(basis.transform, multipliers[:, None] * beta, precision="highest")
-        scale = frame.scale[:, None] * where.scale if where.scale.ndim == 2 else None
-        place = Coordinates(
-            frame.shift + frame.scale * where.shift,
-            frame.scale * where.scale if scale is None else scale,
-        )
-        data_unit = place.scale[0, 0] if place.scale.ndim == 2 else place.scale[0]
-        isotropic = jnp.asarray([name == "isotropic" for name in metrics])[metric[r]]
-        lengthscale = medians[metric[r]] * factor[r] * jnp.where(isotropic, data_unit, 1)
-        return Expansion(chosen, place, basis.centres, coefficients), lengthscale
-
-    members, lengthscale = jax.lax.map(member, jnp.arange(kernel.shape[0]))
-    mean = frame.shift + frame.scale * m.mean
-    return (
-        members,
-        mean,
-        precisions / (frame.scale[:, None] * frame.scale[None, :])[None],
-        lengthscale,
-    )

@@ -1,0 +1,106 @@
+"""The chosen candidates fitted on all samples, in the user's coordinates, with their bound."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from implicitppl.kernels import median_lengthscale
+from implicitppl.linalg import RelativeRidge
+from implicitppl.score._basis import stein_targets
+from implicitppl.score._expansion import Expansion
+from implicitppl.score._grid import RadialChoice
+from implicitppl.score._held_out import (
+    basis_of,
+    equally_weighted,
+    gaussian_precisions,
+    metric_coordinates,
+)
+from implicitppl.score._metric import Coordinates
+from implicitppl.score._moments import moments
+from implicitppl.score._problem import Problem
+from implicitppl.score._reference import GaussianReference
+from implicitppl.score._stack import Stack
+
+# How far beyond its largest value on the samples the residual may go: heavy tails need some room.
+_ROOM = 1.5
+
+
+def refit(
+    problem: Problem,
+    landmarks: Array | None,
+    metrics: tuple[str, ...],
+    kernel: Int[Array, " R"],
+    metric: Int[Array, " R"],
+    factor: Float[Array, " R"],
+    level: Float[Array, " R"],
+    power: Float[Array, " R"],
+    reference: Int[Array, " R"],
+) -> tuple[Expansion, Float[Array, " D"], Float[Array, "A D D"], Float[Array, " R"]]:
+    """Fit on all samples: members, Gaussian mean and precisions, lengthscales, in data units."""
+    y, frame = problem.y, problem.frame
+    size = y.shape[0]
+    w = jnp.full((size,), 1 / size, y.dtype) if problem.weights is None else problem.weights
+    m = moments(y, w)
+    places = [metric_coordinates(n, m, problem.unit, "whitened" in metrics) for n in metrics]
+    typical = y if problem.weights is None else equally_weighted(y, w)
+    medians = jnp.stack([median_lengthscale(place.to_metric(typical)) for place in places])
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *places)
+    precisions = gaussian_precisions(m, problem.unit)
+    base = GaussianReference(m.mean, precisions[0]).score(y)
+
+    def member(r: Array) -> tuple[Expansion, Array]:
+        where = jax.tree.map(lambda leaf: leaf[metric[r]], stacked)
+        z = where.to_metric(y)
+        chosen = RadialChoice(medians[metric[r]] * factor[r], kernel[r])
+        centres = None if landmarks is None else z[landmarks]
+        basis = basis_of(chosen, z, problem.weights, centres)
+        known = where.score_to_metric(base) * reference[r].astype(y.dtype)
+        target = stein_targets(chosen, z, w, basis.centres, known)
+        multipliers = RelativeRidge(level[r], power[r])(basis.values, basis.trace, size)
+        beta = jnp.matmul(basis.transform.T, target, precision="highest")
+        coefficients = jnp.matmul(basis.transform, multipliers[:, None] * beta, precision="highest")
+        scale = frame.scale[:, None] * where.scale if where.scale.ndim == 2 else None
+        place = Coordinates(
+            frame.shift + frame.scale * where.shift,
+            frame.scale * where.scale if scale is None else scale,
+        )
+        data_unit = place.scale[0, 0] if place.scale.ndim == 2 else place.scale[0]
+        isotropic = jnp.asarray([name == "isotropic" for name in metrics])[metric[r]]
+        lengthscale = medians[metric[r]] * factor[r] * jnp.where(isotropic, data_unit, 1)
+        return Expansion(chosen, place, basis.centres, coefficients), lengthscale
+
+    members, lengthscale = jax.lax.map(member, jnp.arange(kernel.shape[0]))
+    mean = frame.shift + frame.scale * m.mean
+    return (
+        members,
+        mean,
+        precisions / (frame.scale[:, None] * frame.scale[None, :])[None],
+        lengthscale,
+    )
+
+
+def bounded_parts(
+    members: Expansion,
+    kernel_shares: Float[Array, " R"],
+    mean: Float[Array, " D"],
+    precisions: Float[Array, "A D D"],
+    shares: Float[Array, " A"],
+    problem: Problem,
+) -> tuple[GaussianReference, Stack]:
+    """Return s_G, its shares scaled to one, and what the stack adds to it, not bounded yet."""
+    total = jnp.sum(shares)
+    full = jnp.zeros_like(shares).at[0].set(1)
+    scaled = jnp.where(total > 0.01, shares / jnp.where(total > 0, total, 1), full)
+    gaussian = jnp.einsum("a,aij->ij", scaled, precisions)
+    rest = jnp.einsum("a,aij->ij", shares - scaled, precisions)
+    unit = jnp.broadcast_to(problem.frame.scale, mean.shape)
+    infinite = jnp.asarray(jnp.inf, mean.dtype)
+    stack = Stack(members, kernel_shares, GaussianReference(mean, rest), unit, infinite)
+    return GaussianReference(mean, gaussian), stack
+
+
+def with_bound(stack: Stack, samples: Float[Array, "n D"]) -> Stack:
+    """Return the stack with its bound, a multiple of the largest residual of the samples."""
+    norms = jnp.sum(jnp.square(stack.residual(samples) * stack.unit[None, :]), axis=1)
+    return eqx.tree_at(lambda s: s.bound, stack, _ROOM * jnp.sqrt(jnp.max(norms)))
