@@ -159,9 +159,9 @@ class FittedScore(eqx.Module):
 
         Returns:
             One boolean for each point. For independent samples a point from their distribution
-            is flagged with probability of about 1 / (M + 1), at least 1 / 2001, and up to twice that
-            with fewer than ten samples for each coordinate; a flagged score rests on the Gaussian.
-            Draws of a slowly mixing chain flag more.
+            is flagged with probability of about 1 / (M + 1), at least 1 / 2001, and up to twice
+            that with fewer than ten samples for each coordinate. A flagged score rests on the
+            Gaussian. Draws of a slowly mixing chain flag more.
 
         Raises:
             ValueError: if the last axis of `x` is not D, or the score was not made by `select`.
