@@ -174,6 +174,7 @@ def test_standard_errors_of_independent_and_of_dependent_losses():
     assert np.unique(make_folds(100, 5, autocorrelated=True).groups).size == 20
 
 
+@pytest.mark.slow
 def test_importance_weights_move_the_target():
     # Draws of N(0, 3^2), weighted to N(0, 1): the score is -x, not -x/9.
     rng = np.random.default_rng(0)
@@ -252,6 +253,7 @@ def test_the_residual_is_bounded_off_the_support():
         np.testing.assert_allclose(fitted.divergence(far), trace, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_autocorrelated_draws_are_believed_less():
     # Each draw four times in a row: the standard errors of independent draws are half of the truth.
     x = jnp.asarray(np.repeat(_bent(50), 4, axis=0), jnp.float32)
@@ -262,6 +264,7 @@ def test_autocorrelated_draws_are_believed_less():
     assert float(ratio) > 1.3
 
 
+@pytest.mark.slow
 def test_one_dimension():
     rng = np.random.default_rng(0)
     x, queries = (jnp.asarray(rng.gumbel(size=(n, 1)), jnp.float32) for n in (150, 2000))
