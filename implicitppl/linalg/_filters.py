@@ -173,8 +173,9 @@ class RelativeRidge(SpectralFilter):
     Example:
         >>> import jax.numpy as jnp
         >>> from implicitppl.linalg import RelativeRidge
-        >>> RelativeRidge(0.5)(jnp.array([2.0, 1.0]), jnp.array(3.0), 10).round(3).tolist()
-        [0.6669999957084656, 0.5]
+        >>> kept = RelativeRidge(0.5)(jnp.array([2.0, 1.0]), jnp.array(3.0), 10)
+        >>> [round(float(f), 3) for f in kept]
+        [0.667, 0.5]
     """
 
     level: ArrayLike
@@ -250,8 +251,9 @@ class NuFilter(SpectralFilter):
     Example:
         >>> import jax.numpy as jnp
         >>> from implicitppl.linalg import NuFilter
-        >>> NuFilter(1)(jnp.array([2.0, 1.0]), jnp.array(3.0), 10).round(4).tolist()
-        [1.2000000476837158, 0.6000000238418579]
+        >>> kept = NuFilter(1)(jnp.array([2.0, 1.0]), jnp.array(3.0), 10)
+        >>> [round(float(f), 3) for f in kept]
+        [1.2, 0.6]
     """
 
     num_iterations: int = eqx.field(static=True)
