@@ -66,7 +66,7 @@ class KEF(eqx.Module):
     lengthscale_factor: ArrayLike = 2.0
     metric: str = eqx.field(static=True, default="isotropic")
     reference: Any = None
-    tolerance: float = eqx.field(static=True, default=1e-5)
+    tolerance: float = eqx.field(static=True, default=1e-6)
     max_steps: int = eqx.field(static=True, default=200)
 
     def __init__(
@@ -77,7 +77,7 @@ class KEF(eqx.Module):
         lengthscale_factor: ArrayLike = 2.0,
         metric: str = "isotropic",
         reference: ReferenceLike = None,
-        tolerance: float = 1e-5,
+        tolerance: float = 1e-6,
         max_steps: int = 200,
     ):
         check_metric(metric)
