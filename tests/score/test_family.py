@@ -42,6 +42,7 @@ def _gram_and_zeta(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return gram / len(x), zeta
 
 
+@pytest.mark.smoke
 def test_tikhonov_solves_its_equation_on_the_samples():
     x = _samples()
     operator, zeta = _gram_and_zeta(x)
@@ -160,6 +161,7 @@ def test_kef_is_the_gradient_of_its_log_density(family, metric):
     np.testing.assert_allclose(fitted.divergence(queries), trace, rtol=1e-8)
 
 
+@pytest.mark.smoke
 def test_kef_beats_its_reference_on_fresh_samples():
     x, fresh = jnp.asarray(_samples(num=200)), jnp.asarray(_samples(7, 2000))
     kef = KEF(reference="gaussian").fit(x)

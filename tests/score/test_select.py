@@ -89,6 +89,7 @@ def test_second_call_compiles_nothing_and_jit_is_the_same(bent):
     np.testing.assert_allclose(inside, fitted(x), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.smoke
 def test_several_problems_by_vmap(bent):
     x, fitted = bent
     banks = jnp.stack([x, jnp.asarray(_bent(seed=1), jnp.float32)])
@@ -136,6 +137,7 @@ def test_the_standard_error_is_charged(bent):
     assert "the score is that of a Gaussian" in certain.info.explain()
 
 
+@pytest.mark.smoke
 def test_the_choice_is_explained(bent):
     _, fitted = bent
     text = fitted.info.explain()
