@@ -81,6 +81,7 @@ def test_the_same_key_gives_the_same_score_and_queries_are_independent(bent):
     assert not np.array_equal(select(x, key=jax.random.key(4))(x), fitted(x))
 
 
+@pytest.mark.slow
 def test_second_call_compiles_nothing_and_jit_is_the_same(bent):
     x, fitted = bent
     first, other = (jnp.asarray(_bent(50, seed), jnp.float32) for seed in (1, 2))
@@ -89,6 +90,7 @@ def test_second_call_compiles_nothing_and_jit_is_the_same(bent):
     np.testing.assert_allclose(inside, fitted(x), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.smoke
 def test_several_problems_by_vmap(bent):
     x, fitted = bent
