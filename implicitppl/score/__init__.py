@@ -4,7 +4,7 @@ An estimator is data: a kernel, a spectral filter, a metric and a reference. `fi
 a `FittedScore`, which is called on points. Nothing here imports NumPyro.
 """
 
-from implicitppl.score._estimators import SSGE, KernelEstimator, Stein
+from implicitppl.score._estimators import KernelEstimator
 from implicitppl.score._family import Landweber, NuMethod, SpectralCutoff, Tikhonov
 from implicitppl.score._fitted import FittedScore, ScoreInfo
 from implicitppl.score._gaussian import Gaussian
@@ -12,6 +12,7 @@ from implicitppl.score._kef import KEF
 from implicitppl.score._matching import matching_loss
 from implicitppl.score._mixture import KDE, SemiImplicit
 from implicitppl.score._select import select
+from implicitppl.score._ssge import SSGE, Stein
 from implicitppl.score._stack import SelectionInfo, Stack
 from implicitppl.score._stein import affine_stein_correction
 from implicitppl.score._surrogate import entropy_surrogate

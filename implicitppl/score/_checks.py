@@ -54,6 +54,21 @@ def check_weights(weights: ArrayLike, samples: Float[Array, "M D"]) -> Float[Arr
     return array / jnp.sum(array)
 
 
+def check_weighted(
+    samples: ArrayLike, weights: ArrayLike | None
+) -> tuple[Float[Array, "M D"], Float[Array, " M"] | None]:
+    """Return checked samples, and checked weights where there are any."""
+    array = check_samples(samples)
+    return array, None if weights is None else check_weights(weights, array)
+
+
+def or_equal(weights: Array | None, samples: Float[Array, "M D"]) -> Float[Array, " M"]:
+    """Return the weights, or equal ones that sum to one."""
+    if weights is not None:
+        return weights
+    return jnp.full((samples.shape[0],), 1 / samples.shape[0], samples.dtype)
+
+
 def check_query(x: ArrayLike, dimension: int, dtype: jnp.dtype) -> Float[Array, "... D"]:
     """Return the query as an array of the fit's dtype, or raise if its dimension is wrong."""
     array = jnp.asarray(x)

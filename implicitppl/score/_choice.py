@@ -33,14 +33,13 @@ class Choice(NamedTuple):
 
 def choose_stack(
     found: HeldOut,
-    weights: Float[Array, " n"],
     num_errors: Float[Array, ""],
     effective_size: Float[Array, ""],
 ) -> Choice:
     """Solve the quadratic programme for all candidates, then for the largest few."""
     total, num_atoms = found.linear.shape[0], found.scores.shape[0] - found.best.size
     num_kernels = total - num_atoms
-    rows = (found.scores * jnp.sqrt(weights)[None, :, None]).reshape(total, -1)
+    rows = (found.scores * jnp.sqrt(found.weights)[None, :, None]).reshape(total, -1)
     usable = jnp.all(jnp.isfinite(rows), axis=1) & jnp.isfinite(found.linear + found.penalty)
     square = jnp.sum(rows * rows, axis=1)
     usable = usable & (square <= _LARGEST_SCORE * square[num_kernels])

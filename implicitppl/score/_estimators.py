@@ -1,7 +1,8 @@
 """Score estimators as data: a kernel, a spectral filter, a metric and a reference.
 
-Every estimator of this file is s = s0 + k(x, X) C with C from `spectral_fit`; `SSGE` and `Stein`
-differ in their filter only.
+    s(x) = s0(x) + k(x, Y) C,    C from `spectral_fit`, Y the samples or landmarks.
+
+The named estimators of `_ssge` and `_family` are this one with their filter.
 """
 
 from collections.abc import Callable
@@ -15,24 +16,18 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from implicitppl.kernels import RBF, Kernel, median_lengthscale
-from implicitppl.linalg import (
-    Cutoff,
-    RelativeRidge,
-    Ridge,
-    SpectralFilter,
-    Tikhonov,
-    check_positive,
-)
-from implicitppl.score._checks import check_samples, check_weights
+from implicitppl.linalg import Cutoff, RelativeRidge, SpectralFilter, check_positive
+from implicitppl.score._checks import check_weighted, or_equal
 from implicitppl.score._expansion import Expansion
-from implicitppl.score._fitted import FittedScore, ScoreInfo
+from implicitppl.score._fitted import FittedScore, fit_info
 from implicitppl.score._metric import Coordinates, check_metric, coordinates
 from implicitppl.score._moments import Moments, moments
 from implicitppl.score._reference import (
-    CallableReference,
-    Reference,
+    ReferenceLike,
     StaticFunction,
-    gaussian_reference,
+    as_reference,
+    fit_reference,
+    reference_name,
 )
 from implicitppl.score._spectral import solver_name, spectral_fit
 
@@ -40,11 +35,6 @@ from implicitppl.score._spectral import solver_name, spectral_fit
 ALL_SAMPLES, DEFAULT_LANDMARKS = 5000, 300
 
 KernelFamily = Callable[[Float[Array, ""]], Kernel]
-ReferenceLike = str | Callable[[Array], Array] | None
-
-
-class _FittedGaussian(eqx.Module):
-    """Stands for `reference="gaussian"`, so that an estimator is a PyTree without strings."""
 
 
 class KernelEstimator(eqx.Module):
@@ -139,149 +129,9 @@ class KernelEstimator(eqx.Module):
         constant in the samples get the score 0, as does every coordinate when all samples
         coincide.
         """
-        samples = check_samples(samples)
-        if weights is not None:
-            weights = check_weights(weights, samples)
+        samples, weights = check_weighted(samples, weights)
         rows = _landmark_rows(self.num_landmarks, samples.shape[0], key)
         return _fit(self, samples, weights, rows)
-
-
-class SSGE(KernelEstimator):
-    """Spectral Stein gradient estimator: the score expanded in the kernel's eigenfunctions.
-
-    s(x) = s0(x) + sum_{j <= J} f_j beta_j psi_j(x), with psi_j the Nystrom eigenfunctions of the
-    kernel on the samples and beta_j from Stein's identity; evaluated as s0(x) + k(x, X) C.
-
-    Args:
-        kernel: a family such as `RBF`, called with the lengthscale, or a ready kernel, in data
-            units.
-        lengthscale: in data units; None for the median distance times `lengthscale_factor`.
-        lengthscale_factor: of the automatic lengthscale.
-        num_eigenfunctions: J; takes precedence over `explained`.
-        explained: share of the Gram matrix's trace that the J eigenfunctions carry at least. The
-            default 0.99 is right where the score is used on the samples themselves, as in
-            variational inference; for other points a smaller share or a ridge is better.
-        ridge: eta added to each eigenvalue that is divided by; a kernel of variance 1 is assumed
-            for its scale. 0 is a pure cut-off.
-        metric: "isotropic", "diagonal" or "whitened", see `KernelEstimator`.
-        reference: None, "gaussian" or a function of one point: what is not expanded.
-        filter: a `SpectralFilter` in place of `num_eigenfunctions`, `explained` and `ridge`.
-        max_eigenfunctions: most eigenpairs that are computed for large M.
-        num_landmarks: m, see `KernelEstimator`.
-
-    Raises:
-        ValueError: for a value outside its range, and for options that exclude each other.
-
-    Cost of `fit` O(M^2 D + M^3), of a query O(M D). On the samples the empirical Stein identity
-    holds exactly for every kept eigenfunction; on fresh points the default is noisy (slope 1.4
-    to the true score for M = 100, D = 10). Away from the samples the kernel part is 0.
-
-    Reference: Shi, Sun, Zhu, "A spectral approach to gradient estimation for implicit
-    distributions", ICML 2018, equations (8)-(11).
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from implicitppl.score import SSGE
-        >>> samples = 2.0 + jax.random.normal(jax.random.key(0), (200, 1))
-        >>> fitted = SSGE(reference="gaussian").fit(samples)
-        >>> [round(float(s), 0) for s in fitted(jnp.array([[1.0], [3.0]]))[:, 0]]  # truth 2 - x
-        [1.0, -1.0]
-    """
-
-    def __init__(
-        self,
-        kernel: Kernel | KernelFamily = RBF,
-        *,
-        lengthscale: ArrayLike | None = None,
-        lengthscale_factor: ArrayLike = 1.0,
-        num_eigenfunctions: int | None = None,
-        explained: float | int = 0.99,
-        ridge: ArrayLike = 0.0,
-        metric: str = "isotropic",
-        reference: ReferenceLike = None,
-        filter: SpectralFilter | None = None,
-        max_eigenfunctions: int | None = None,
-        num_landmarks: int | None = None,
-    ):
-        if filter is None:
-            filter = Cutoff(num_eigenfunctions, explained)
-            if not _is_zero(ridge):
-                filter = filter * Ridge(ridge)
-        elif num_eigenfunctions is not None or explained != 0.99 or not _is_zero(ridge):
-            raise ValueError(
-                "`filter` replaces `num_eigenfunctions`, `explained` and `ridge`; give one or the "
-                "other."
-            )
-        super().__init__(
-            filter,
-            kernel,
-            lengthscale=lengthscale,
-            lengthscale_factor=lengthscale_factor,
-            metric=metric,
-            reference=reference,
-            max_eigenfunctions=max_eigenfunctions,
-            num_landmarks=num_landmarks,
-        )
-
-
-class Stein(KernelEstimator):
-    """Stein gradient estimator: ridge regression on Stein's identity.
-
-    On the samples G = -(K + eta I)^{-1} H with H_i = sum_m grad_{x^m} k(x^i, x^m), which is
-    Tikhonov regularisation with lam = eta/M. Elsewhere the Tikhonov extension is used, as the
-    filter t/(t + eta/M): equal values on the samples (up to eigenpairs at rounding level) and
-    O(M D) for each query, where bordering the matrix costs O(M^2) and is unstable near samples.
-
-    Args:
-        kernel: a family such as `RBF`, or a ready kernel, in data units.
-        ridge: eta > 0, in the units of the Gram matrix. The default 1 is the best of the published
-            settings on standard test densities.
-        lengthscale: in data units; None for the median distance times `lengthscale_factor`.
-        lengthscale_factor: of the automatic lengthscale.
-        metric: "isotropic", "diagonal" or "whitened", see `KernelEstimator`.
-        reference: None, "gaussian" or a function of one point: what is not expanded.
-        max_eigenfunctions: most eigenpairs that are computed for large M.
-        num_landmarks: m, see `KernelEstimator`.
-
-    Raises:
-        ValueError: if `ridge` is not positive, or as for `KernelEstimator`.
-
-    Cost of `fit` O(M^2 D + M^3), of a query O(M D). Shrinks towards the reference (or 0): by half
-    in directions whose eigenvalue is eta.
-
-    Reference: Li, Turner, "Gradient estimators for implicit models", ICLR 2018, equation (9).
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from implicitppl.score import Stein
-        >>> samples = jax.random.normal(jax.random.key(0), (200, 1))
-        >>> round(float(Stein(ridge=0.1).fit(samples)(jnp.array([1.0]))[0]), 0)  # truth -1
-        -1.0
-    """
-
-    def __init__(
-        self,
-        kernel: Kernel | KernelFamily = RBF,
-        *,
-        ridge: ArrayLike = 1.0,
-        lengthscale: ArrayLike | None = None,
-        lengthscale_factor: ArrayLike = 1.0,
-        metric: str = "isotropic",
-        reference: ReferenceLike = None,
-        max_eigenfunctions: int | None = None,
-        num_landmarks: int | None = None,
-    ):
-        check_positive("ridge", ridge)
-        super().__init__(
-            Tikhonov(ridge),
-            kernel,
-            lengthscale=lengthscale,
-            lengthscale_factor=lengthscale_factor,
-            metric=metric,
-            reference=reference,
-            max_eigenfunctions=max_eigenfunctions,
-            num_landmarks=num_landmarks,
-        )
 
 
 @eqx.filter_jit
@@ -291,8 +141,7 @@ def _fit(
     """Fit with everything under stop-gradient: derivatives go through the query only."""
     estimator, samples, weights = _stop_gradient((estimator, samples, weights))
     size, dimension = samples.shape
-    uniform = jnp.full((size,), 1 / size, samples.dtype) if weights is None else weights
-    m = moments(samples, uniform)
+    m = moments(samples, or_equal(weights, samples))
     where = _coordinates(estimator, m)
     z = where.to_metric(samples)
     kernel, lengthscale = _kernel(estimator, z, where)
@@ -303,19 +152,18 @@ def _fit(
     result = spectral_fit(
         kernel, estimator.filter, z, weights, scores, estimator.max_eigenfunctions, centres
     )
-    info = ScoreInfo(
-        estimator=type(estimator).__name__,
+    info = fit_info(
+        type(estimator).__name__,
+        size,
+        m.size,
+        jnp.all(jnp.isfinite(samples)) & jnp.all(jnp.isfinite(result.coefficients)),
         metric=estimator.metric,
         reference=reference_name(estimator.reference),
         solver=solver_name(size, centres, estimator.filter, estimator.max_eigenfunctions),
-        num_samples=size,
         lengthscale=lengthscale,
         num_eigenfunctions=result.num_eigenfunctions,
         explained=result.explained,
         ridge=jnp.asarray(_ridge(estimator.filter, result.largest), samples.dtype),
-        residual=jnp.zeros((), samples.dtype),
-        effective_size=m.size,
-        finite=jnp.all(jnp.isfinite(samples)) & jnp.all(jnp.isfinite(result.coefficients)),
     )
     return FittedScore(
         info, Expansion(kernel, where, result.centres, result.coefficients), reference, dimension
@@ -367,14 +215,6 @@ def _kernel(
     return estimator.kernel(lengthscale), lengthscale * unit
 
 
-def fit_reference(reference: Any, m: Moments) -> Reference | None:
-    if reference is None:
-        return None
-    if isinstance(reference, _FittedGaussian):
-        return gaussian_reference(m)
-    return CallableReference(reference)
-
-
 def _check_options(
     kernel: object, lengthscale: object, lengthscale_factor: object, metric: str
 ) -> None:
@@ -394,30 +234,3 @@ def _check_options(
             "`lengthscale` and ready kernels are in data units, which leaves nothing for "
             f"`metric` to decide; got metric={metric!r}. Use `lengthscale_factor`."
         )
-
-
-def as_reference(reference: ReferenceLike) -> eqx.Module | None:
-    """Return a reference that is a PyTree, or raise what is wrong with it."""
-    if reference is None or isinstance(reference, eqx.Module):
-        return reference
-    if isinstance(reference, str):
-        if reference != "gaussian":
-            raise ValueError(
-                f'`reference` must be None, "gaussian" or a callable; got {reference!r}.'
-            )
-        return _FittedGaussian()
-    if not callable(reference):
-        raise ValueError(f'`reference` must be None, "gaussian" or a callable; got {reference!r}.')
-    return StaticFunction(reference)
-
-
-def reference_name(reference: eqx.Module | None) -> str:
-    """Return what `ScoreInfo.reference` says."""
-    if reference is None:
-        return "none"
-    return "gaussian" if isinstance(reference, _FittedGaussian) else "callable"
-
-
-def _is_zero(ridge: ArrayLike) -> bool:
-    """Return whether a ridge is known to be absent; a traced or array ridge never is."""
-    return isinstance(ridge, int | float) and ridge == 0

@@ -57,6 +57,34 @@ class ScoreInfo(eqx.Module):
     finite: Bool[Array, ""]
 
 
+def fit_info(
+    estimator: str,
+    num_samples: int,
+    effective_size: Float[Array, ""],
+    finite: Bool[Array, ""],
+    **found: Any,
+) -> ScoreInfo:
+    """Return a `ScoreInfo`; what is not given is "none", 0 or, for the lengthscale, NaN."""
+    zero = jnp.zeros_like(effective_size)
+    defaults = {
+        "metric": "none",
+        "reference": "none",
+        "solver": "none",
+        "lengthscale": zero * jnp.nan,
+        "num_eigenfunctions": jnp.zeros((), jnp.int32),
+        "explained": zero,
+        "ridge": zero,
+        "residual": zero,
+    }
+    return ScoreInfo(
+        estimator=estimator,
+        num_samples=num_samples,
+        effective_size=effective_size,
+        finite=finite,
+        **(defaults | found),
+    )
+
+
 class FittedScore(eqx.Module):
     """An estimate of grad log q, fitted on samples of q; made by the `fit` of an estimator.
 

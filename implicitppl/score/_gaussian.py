@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from implicitppl.score._checks import check_samples, check_weights
-from implicitppl.score._fitted import FittedScore, ScoreInfo
+from implicitppl.score._checks import check_weighted, or_equal
+from implicitppl.score._fitted import FittedScore, fit_info
 from implicitppl.score._moments import moments
 from implicitppl.score._reference import gaussian_reference
 
@@ -66,9 +66,7 @@ class Gaussian(eqx.Module):
             ValueError: for a wrong rank, fewer than two samples, or values that are not finite.
         """
         del key
-        samples = check_samples(samples)
-        if weights is not None:
-            weights = check_weights(weights, samples)
+        samples, weights = check_weighted(samples, weights)
         return _fit(self, samples, weights)
 
 
@@ -76,21 +74,8 @@ class Gaussian(eqx.Module):
 def _fit(estimator: Gaussian, samples: Array, weights: Array | None) -> FittedScore:
     size, dimension = samples.shape
     samples = jax.lax.stop_gradient(samples)
-    uniform = jnp.full((size,), 1 / size, samples.dtype) if weights is None else weights
-    m = moments(samples, jax.lax.stop_gradient(uniform))
+    m = moments(samples, jax.lax.stop_gradient(or_equal(weights, samples)))
     reference = gaussian_reference(m, estimator.shrinkage)
-    info = ScoreInfo(
-        estimator="Gaussian",
-        metric="none",
-        reference="gaussian",
-        solver="none",
-        num_samples=size,
-        lengthscale=jnp.asarray(jnp.nan, samples.dtype),
-        num_eigenfunctions=jnp.zeros((), jnp.int32),
-        explained=jnp.zeros((), samples.dtype),
-        ridge=jnp.zeros((), samples.dtype),
-        residual=jnp.zeros((), samples.dtype),
-        effective_size=m.size,
-        finite=jnp.all(jnp.isfinite(samples)) & jnp.all(jnp.isfinite(reference.precision)),
-    )
+    finite = jnp.all(jnp.isfinite(samples)) & jnp.all(jnp.isfinite(reference.precision))
+    info = fit_info("Gaussian", size, m.size, finite, reference="gaussian")
     return FittedScore(info, None, reference, dimension)

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int
 from implicitppl.kernels import median_lengthscale
 from implicitppl.linalg import RelativeRidge
 from implicitppl.score._basis import Basis, full_basis, landmark_basis, stein_targets
+from implicitppl.score._checks import or_equal
 from implicitppl.score._grid import Filters, Grid, RadialChoice
 from implicitppl.score._metric import Coordinates
 from implicitppl.score._moments import (
@@ -36,7 +37,7 @@ from implicitppl.score._moments import (
 )
 from implicitppl.score._reference import GaussianReference, gaussian_reference
 
-# Eigenfunctions of a candidate; more did not lower the error of any standard density.
+# Most eigenfunctions of a candidate.
 MAX_PAIRS = 200
 # Samples from which the median distance is taken, many times over.
 _MEDIAN_SAMPLES = 500
@@ -72,6 +73,7 @@ class HeldOut(NamedTuple):
         linear: mean divergence of those.
         penalty: standard error of those.
         gaussian_loss: of the Gaussian reference.
+        weights: of the held-out points, sum to one.
     """
 
     gain: Float[Array, "N F"]
@@ -81,6 +83,7 @@ class HeldOut(NamedTuple):
     linear: Float[Array, " S"]
     penalty: Float[Array, " S"]
     gaussian_loss: Float[Array, ""]
+    weights: Float[Array, " n"]
 
 
 def held_out(
@@ -108,7 +111,7 @@ def held_out(
 
     Cost O(N K (T^3 + V T J)) with N configurations, T replaced by the number of landmarks in T^3.
     """
-    w = jnp.full((y.shape[0],), 1 / y.shape[0], y.dtype) if weights is None else weights
+    w = or_equal(weights, y)
     judge = folds.judge.reshape(-1)
     judge_weights = w[judge] / jnp.sum(w[judge])
     weighted = weights is not None
@@ -150,10 +153,11 @@ def held_out(
             power = jnp.asarray(filters.power, y.dtype)[f]
             reference = jnp.asarray(filters.reference)[f]
             multiply = jax.vmap(lambda v: RelativeRidge(level, power)(v, jnp.sum(v), v.shape[0]))
-            kept = multiply(values)[:, :, None] * beta[:, reference]
+            multipliers = multiply(values)
+            kept = multipliers[:, :, None] * beta[:, reference]
             flag = reference.astype(y.dtype)
             scores = jnp.matmul(psi, kept, precision="highest").reshape(-1, y.shape[1])
-            along = jnp.einsum("kvj,kj->kv", slope[:, reference], multiply(values))
+            along = jnp.einsum("kvj,kj->kv", slope[:, reference], multipliers)
             return scores + flag * atoms[0], along.reshape(-1) + flag * divergences[0]
 
         mean, error = jax.lax.map(lambda f: judged(*candidate(f)), jnp.arange(len(filters.level)))
@@ -173,6 +177,7 @@ def held_out(
         jnp.concatenate([linear.reshape(-1), divergences @ judge_weights]),
         jnp.concatenate([picked, atom_errors]),
         jnp.sum(judge_weights * base),
+        judge_weights,
     )
 
 
@@ -244,7 +249,7 @@ def basis_of(
     num = min(MAX_PAIRS, z.shape[0])
     if landmarks is None:
         return full_basis(kernel, z, weights, num)
-    uniform = jnp.full((z.shape[0],), 1 / z.shape[0], z.dtype) if weights is None else weights
+    uniform = or_equal(weights, z)
     basis = landmark_basis(kernel, z, uniform, landmarks)
     return basis._replace(
         transform=basis.transform[:, :num], values=basis.values[:num], kept=basis.kept[:num]
@@ -262,10 +267,10 @@ def _fold(
     gaussian: GaussianReference,
 ) -> tuple[Array, Array, Array, Array]:
     """Return psi (V, J), beta (2, J, D) in y, grad psi . beta (2, V, J) and the values (J)."""
-    size, dimension = train.shape[0], y.shape[1]
+    dimension = y.shape[1]
     z, points = where.to_metric(y[train]), where.to_metric(y[judge])
     w = None if weights is None else weights[train] / jnp.sum(weights[train])
-    uniform = jnp.full((size,), 1 / size, y.dtype) if w is None else w
+    uniform = or_equal(w, z)
     centres = None if landmarks is None else where.to_metric(y[landmarks])
     basis = basis_of(kernel, z, w, centres)
     plain = stein_targets(kernel, z, uniform, basis.centres, None)

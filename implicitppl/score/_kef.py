@@ -21,12 +21,12 @@ from jaxtyping import Array, Float
 
 from implicitppl.kernels import RBF, Matern12, Matern32, Matern52, Radial, median_lengthscale
 from implicitppl.linalg import check_positive
-from implicitppl.score._checks import check_samples, check_weights
+from implicitppl.score._checks import check_weighted, or_equal
 from implicitppl.score._curl_free import CurlFreeExpansion, apply, mean_divergence, profile
-from implicitppl.score._estimators import ReferenceLike, as_reference, fit_reference, reference_name
-from implicitppl.score._fitted import FittedScore, ScoreInfo
+from implicitppl.score._fitted import FittedScore, fit_info
 from implicitppl.score._metric import check_metric, coordinates
 from implicitppl.score._moments import moments
+from implicitppl.score._reference import ReferenceLike, as_reference, fit_reference, reference_name
 
 _POWER_STEPS = 10
 
@@ -118,9 +118,7 @@ class KEF(eqx.Module):
             ValueError: for a wrong rank, fewer than two samples, or values that are not finite.
         """
         del key
-        samples = check_samples(samples)
-        if weights is not None:
-            weights = check_weights(weights, samples)
+        samples, weights = check_weighted(samples, weights)
         return _fit(self, samples, weights)
 
 
@@ -128,7 +126,7 @@ class KEF(eqx.Module):
 def _fit(estimator: KEF, samples: Array, weights: Array | None) -> FittedScore:
     samples, weights = jax.lax.stop_gradient((samples, weights))
     size, dimension = samples.shape
-    w = jnp.full((size,), 1 / size, samples.dtype) if weights is None else weights
+    w = or_equal(weights, samples)
     m = moments(samples, w)
     where = coordinates(estimator.metric, m)
     z = where.to_metric(samples)
@@ -158,26 +156,26 @@ def _fit(estimator: KEF, samples: Array, weights: Array | None) -> FittedScore:
     residual = operator(solution) + lam * solution + root * zeta
     coefficients = -(known + root * solution) / lam
     unit = where.scale if estimator.metric == "isotropic" else jnp.ones_like(lam)
-    info = ScoreInfo(
-        estimator="KEF",
+    info = fit_info(
+        "KEF",
+        size,
+        m.size,
+        jnp.all(jnp.isfinite(samples)) & jnp.all(jnp.isfinite(coefficients)),
         metric=estimator.metric,
         reference=reference_name(estimator.reference),
         solver="conjugate gradients",
-        num_samples=size,
         lengthscale=jnp.asarray(kernel.lengthscale, z.dtype) * unit,
         num_eigenfunctions=jnp.asarray(size * dimension, jnp.int32),
         explained=jnp.asarray(jnp.nan, z.dtype),
         ridge=lam,
         residual=jnp.linalg.norm(residual) / jnp.maximum(jnp.linalg.norm(root * zeta), 1e-30),
-        effective_size=m.size,
-        finite=jnp.all(jnp.isfinite(samples)) & jnp.all(jnp.isfinite(coefficients)),
     )
     expansion = CurlFreeExpansion(kernel, where, z, coefficients, -w / lam)
     return FittedScore(info, expansion, reference, dimension)
 
 
 def _largest_eigenvalue(operator: Any, like: Float[Array, "M D"]) -> Float[Array, ""]:
-    """Return the largest eigenvalue, by power iteration from a fixed start; low by a percent."""
+    """Return the largest eigenvalue, by power iteration from a fixed start; a few percent low."""
     start = jax.random.normal(jax.random.key(0), like.shape, like.dtype)
 
     def advance(v: Array, _: None) -> tuple[Array, Array]:

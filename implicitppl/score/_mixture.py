@@ -18,8 +18,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from implicitppl.linalg import check_non_negative, check_positive
-from implicitppl.score._checks import check_samples, check_weights
-from implicitppl.score._fitted import FittedScore, ScoreInfo
+from implicitppl.score._checks import check_weighted, check_weights, or_equal
+from implicitppl.score._fitted import FittedScore, fit_info
 from implicitppl.score._metric import coordinates
 from implicitppl.score._moments import moments
 from implicitppl.score._reference import Reference
@@ -125,15 +125,15 @@ class SemiImplicit(eqx.Module):
             a.dtype for a in jax.tree.leaves(components) if jnp.issubdtype(a.dtype, jnp.floating)
         ]
         dtype = jnp.result_type(*floats) if floats else jnp.zeros(()).dtype
-        uniform = jnp.full((size,), 1 / size, dtype)
-        w = uniform if weights is None else check_weights(weights, uniform[:, None])
+        rows = jnp.zeros((size, 1), dtype)
+        w = or_equal(None if weights is None else check_weights(weights, rows), rows)
         log_weights = jnp.log(jax.lax.stop_gradient(w))
         never = jnp.asarray(-jnp.inf, dtype)
         mixture = PlainMixtureScore(self.log_conditional, components, log_weights, never)
         finite = jnp.all(
             jnp.asarray([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(components)])
         )
-        info = _info("SemiImplicit", size, never * 0, 1 / jnp.sum(w * w), finite)
+        info = fit_info("SemiImplicit", size, 1 / jnp.sum(w * w), finite)
         return FittedScore(info, None, mixture, dimension)
 
 
@@ -177,9 +177,7 @@ class KDE(eqx.Module):
     ) -> FittedScore:
         """Return the score estimated from samples; arguments and errors as for `SSGE.fit`."""
         del key
-        samples = check_samples(samples)
-        if weights is not None:
-            weights = check_weights(weights, samples)
+        samples, weights = check_weighted(samples, weights)
         return _fit_kde(self, samples, weights)
 
 
@@ -187,7 +185,7 @@ class KDE(eqx.Module):
 def _fit_kde(estimator: KDE, samples: Array, weights: Array | None) -> FittedScore:
     samples, weights = jax.lax.stop_gradient((samples, weights))
     size, dimension = samples.shape
-    w = jnp.full((size,), 1 / size, samples.dtype) if weights is None else weights
+    w = or_equal(weights, samples)
     m = moments(samples, w)
     spread = coordinates("diagonal", m).scale
     width = m.size ** (-1 / (dimension + 4)) * jnp.asarray(estimator.factor, samples.dtype)
@@ -196,7 +194,7 @@ def _fit_kde(estimator: KDE, samples: Array, weights: Array | None) -> FittedSco
     floor = jnp.asarray(estimator.floor, samples.dtype)
     log_floor = jnp.log(floor) - jnp.log(m.size)
     mixture = MixtureScore(_GaussianConditional(width), samples, jnp.log(w), log_floor)
-    info = _info("KDE", size, width, m.size, jnp.all(jnp.isfinite(samples)))
+    info = fit_info("KDE", size, m.size, jnp.all(jnp.isfinite(samples)), lengthscale=width)
     return FittedScore(info, None, mixture, dimension)
 
 
@@ -216,21 +214,3 @@ class _Conditional(eqx.Module):
 
     def __call__(self, x: Array, z: Any) -> Array:
         return self.function(x, z)
-
-
-def _info(name: str, size: int, width: Array, effective_size: Array, finite: Array) -> ScoreInfo:
-    zero = jnp.zeros((), effective_size.dtype)
-    return ScoreInfo(
-        estimator=name,
-        metric="none",
-        reference="none",
-        solver="none",
-        num_samples=size,
-        lengthscale=width,
-        num_eigenfunctions=jnp.zeros((), jnp.int32),
-        explained=zero,
-        ridge=zero,
-        residual=zero,
-        effective_size=effective_size,
-        finite=finite,
-    )

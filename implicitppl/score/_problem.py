@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from implicitppl.score._checks import or_equal
 from implicitppl.score._held_out import Folds
 from implicitppl.score._metric import Coordinates
 from implicitppl.score._moments import Moments, moments
@@ -28,9 +29,8 @@ class Problem(NamedTuple):
 
 
 def standardise(samples: Array, weights: Array | None) -> Problem:
-    size = samples.shape[0]
-    w = jnp.full((size,), 1 / size, samples.dtype) if weights is None else weights
-    m = moments(samples, w)
+    """Return the samples in standard deviations; constant coordinates become 0."""
+    m = moments(samples, or_equal(weights, samples))
     spread = jnp.sqrt(jnp.where(m.varies, jnp.diagonal(m.covariance), 0))
     largest = jnp.max(spread)
     spread = jnp.where(m.varies, spread, jnp.where(largest > 0, largest, 1))

@@ -20,6 +20,8 @@ from jaxtyping import Array, Float
 
 from implicitppl.score._moments import Moments, scaled_cholesky, shrinkage_amount, shrunk_covariance
 
+ReferenceLike = str | Callable[[Array], Array] | None
+
 
 class Reference(eqx.Module):
     """A score in data coordinates, with its divergence; rows in, rows out."""
@@ -92,3 +94,38 @@ def gaussian_reference(
     precision = inverse * jnp.where(m.size > dimension + 3, unbiased, 1)
     both = m.varies[:, None] & m.varies[None, :]
     return GaussianReference(m.mean, jnp.where(both, precision, 0))
+
+
+class _FittedGaussian(eqx.Module):
+    """Stands for `reference="gaussian"`, so that an estimator is a PyTree without strings."""
+
+
+def as_reference(reference: ReferenceLike) -> eqx.Module | None:
+    """Return a reference that is a PyTree, or raise what is wrong with it."""
+    if reference is None or isinstance(reference, eqx.Module):
+        return reference
+    if isinstance(reference, str):
+        if reference != "gaussian":
+            raise ValueError(
+                f'`reference` must be None, "gaussian" or a callable; got {reference!r}.'
+            )
+        return _FittedGaussian()
+    if not callable(reference):
+        raise ValueError(f'`reference` must be None, "gaussian" or a callable; got {reference!r}.')
+    return StaticFunction(reference)
+
+
+def fit_reference(reference: Any, m: Moments) -> Reference | None:
+    """Return the reference score of a fit: fitted, given, or none."""
+    if reference is None:
+        return None
+    if isinstance(reference, _FittedGaussian):
+        return gaussian_reference(m)
+    return CallableReference(reference)
+
+
+def reference_name(reference: eqx.Module | None) -> str:
+    """Return what `ScoreInfo.reference` says."""
+    if reference is None:
+        return "none"
+    return "gaussian" if isinstance(reference, _FittedGaussian) else "callable"

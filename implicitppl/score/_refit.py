@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 from implicitppl.kernels import median_lengthscale
 from implicitppl.linalg import RelativeRidge
 from implicitppl.score._basis import stein_targets
+from implicitppl.score._checks import or_equal
 from implicitppl.score._expansion import Expansion
 from implicitppl.score._grid import RadialChoice
 from implicitppl.score._held_out import (
@@ -40,7 +41,7 @@ def refit(
     """Fit on all samples: members, Gaussian mean and precisions, lengthscales, in data units."""
     y, frame = problem.y, problem.frame
     size = y.shape[0]
-    w = jnp.full((size,), 1 / size, y.dtype) if problem.weights is None else problem.weights
+    w = or_equal(problem.weights, y)
     m = moments(y, w)
     places = [metric_coordinates(n, m, problem.unit, "whitened" in metrics) for n in metrics]
     typical = y if problem.weights is None else equally_weighted(y, w)

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from implicitppl.linalg import check_non_negative
-from implicitppl.score._checks import check_samples, check_weights
+from implicitppl.score._checks import check_weighted, or_equal
 from implicitppl.score._choice import choose_stack
 from implicitppl.score._fitted import FittedScore
 from implicitppl.score._gaussian import Gaussian
@@ -53,8 +53,8 @@ def select(
     from full to isotropic covariance. The best of each configuration enter a quadratic programme
     on the simplex, which stacks up to four of them with the Gaussians; each is charged
     `num_errors` standard errors of its paired difference to the Gaussian plug-in. What the stack
-    adds to the Gaussian is bounded by its largest value on the samples, so that a query off their
-    support, which `off_support` flags, cannot blow up.
+    adds to the Gaussian is bounded by 1.5 times its largest value on the samples, so that a query
+    off their support, which `off_support` flags, cannot blow up.
 
     Args:
         samples: (M, D), finite, each row a draw from q.
@@ -75,14 +75,13 @@ def select(
         ValueError: for samples or weights as in `SSGE.fit`, `num_folds` < 2 or more than
             M / 2, or negative `num_errors`.
 
-    Runs under `jit` and `vmap` (one problem after the other). Cost O(100 M^3) for M <= 250, beyond
-    O(M) with 200 landmarks in the folds, candidates compared on at most 4000 samples; the fit uses
-    all samples, and 300 landmarks for M > 625. For scores on the samples themselves, as in
-    `ImplicitELBO`, use `SSGE`: the held-out choice is shrunk there (slope .78 on its own samples
-    at M = 100, D = 10). Losses are compared in standard deviations of each coordinate: with
-    correlations above .99 the narrow direction decides, so decorrelate such samples first. Score
-    matching cannot see the weights of separated modes: they do not
-    change the score where there are samples.
+    Runs under `jit` and `vmap` (one problem after the other). Cost O(100 M^3) for M <= 312,
+    beyond O(M) with 200 landmarks in the folds, candidates compared on at most 4000 samples; the
+    fit uses all samples, and 300 landmarks for M > 625. For scores on the samples themselves, as
+    in `ImplicitELBO`, use `SSGE`, whose Stein identity holds on its own particles. Losses are
+    compared in standard deviations of each coordinate: with correlations above .999 the narrow
+    direction decides, so decorrelate such samples first. Score matching cannot see the weights of
+    separated modes: they do not change the score where there are samples.
 
     Reference: Hyvarinen, JMLR 6 (2005), theorem 1; Breiman, "Stacked regressions", Machine
     Learning 24 (1996).
@@ -95,12 +94,10 @@ def select(
         >>> fitted.info.estimator, float(fitted(samples[:1])[0, 0] * samples[0, 0]) < 0
         ('select', True)
     """
-    samples = check_samples(samples)
+    samples, weights = check_weighted(samples, weights)
     if isinstance(num_folds, bool) or num_folds < 2:
         raise ValueError(f"`num_folds` must be at least 2; got {num_folds}.")
     check_non_negative("num_errors", num_errors)
-    if weights is not None:
-        weights = check_weights(weights, samples)
     if samples.shape[0] < MIN_SAMPLES:
         return _gaussian_only(samples, weights)
     if 2 * num_folds > samples.shape[0]:
@@ -131,7 +128,7 @@ def _select(
     autocorrelated: bool,
 ) -> FittedScore:
     size, dimension = samples.shape
-    uniform = jnp.full((size,), 1 / size, samples.dtype) if weights is None else weights
+    uniform = or_equal(weights, samples)
     problem = standardise(samples, weights)
     order = random_order(key, size, weights)
     folds = make_folds(min(size, _JUDGED), num_folds, autocorrelated)
@@ -141,11 +138,7 @@ def _select(
     room = int(_PREDICTIONS / (len(grid.kernel) * folds.judge.size * dimension))
     num_best = max(1, min(_BEST, room))
     found = held_out(problem.y[rows], problem.unit, w, folds, grid, filters, num_errors, num_best)
-    judge = folds.judge.reshape(-1)
-    at = jnp.full((judge.size,), 1 / judge.size, samples.dtype)
-    if w is not None:
-        at = w[judge] / jnp.sum(w[judge])
-    choice = choose_stack(found, at, num_errors, problem.moments.size)
+    choice = choose_stack(found, num_errors, problem.moments.size)
     config, which = choice.picked // num_best, found.best.reshape(-1)[choice.picked]
     kernel, metric = jnp.asarray(grid.kernel)[config], jnp.asarray(grid.metric)[config]
     factor = jnp.asarray(grid.factor, samples.dtype)[config]
@@ -165,8 +158,9 @@ def _select(
     finite = [jnp.all(jnp.isfinite(a)) for a in (samples, members.coefficients, choice.shares)]
     info = SelectionInfo(
         estimator="select",
+        solver="full" if landmarks is None else "landmarks",
         num_samples=size,
-        num_judged=judge.size,
+        num_judged=folds.judge.size,
         metrics=grid.metrics,
         weights=choice.shares,
         gaussian_weights=choice.gaussian_shares,
@@ -197,10 +191,11 @@ def _gaussian_only(samples: Array, weights: Array | None) -> FittedScore:
     """Return the Gaussian in the form of a selection, where there is nothing to hold out."""
     fitted = Gaussian().fit(samples, weights=weights)
     size, dtype = samples.shape[0], samples.dtype
-    uniform = jnp.full((size,), 1 / size, dtype) if weights is None else weights
+    uniform = or_equal(weights, samples)
     none, nan = jnp.zeros((0,), dtype), jnp.asarray(jnp.nan, dtype)
     info = SelectionInfo(
         estimator="select",
+        solver="none",
         num_samples=size,
         num_judged=0,
         metrics=(),

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from implicitppl.kernels import Kernel
 from implicitppl.linalg import SpectralFilter, is_full
 from implicitppl.score._basis import full_basis, landmark_basis, stein_targets
+from implicitppl.score._checks import or_equal
 
 # Above this many samples the full eigendecomposition (M^3) gives way to subspace iteration.
 FULL_DECOMPOSITION = 1000
@@ -61,7 +62,7 @@ def spectral_fit(
     with landmarks O(M m (m + D) + m^3) and memory a few m x m.
     """
     size = samples.shape[0]
-    uniform = jnp.full((size,), 1 / size, samples.dtype) if weights is None else weights
+    uniform = or_equal(weights, samples)
     if landmarks is None:
         count = num_pairs(size, spectral_filter, max_eigenfunctions)
         basis = full_basis(kernel, samples, weights, count)

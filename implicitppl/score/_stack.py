@@ -1,6 +1,6 @@
 """A weighted sum of kernel expansions, bounded where it leaves the samples: what `select` returns.
 
-    s(x) = s_G(x) + r(x) min(1, R / |r(x)|),   r = sum_i w_i s_i - s_G,   R = max_m |r(x_m)|,
+    s(x) = s_G(x) + r(x) min(1, R / |r(x)|),   r = sum_i w_i s_i - s_G,   R = 1.5 max_m |r(x_m)|,
 
 norms in standard deviations, s_G the Gaussian part with its shares scaled to one. Away from the
 samples a kernel estimate that was tuned on them may be anything: on household data with a long tail
@@ -54,8 +54,8 @@ class Stack(eqx.Module):
     def divergence(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
         """Return the divergence of the bounded residual for every row.
 
-        Outside the bound the field is R r / n, n = |r|, with divergence R (div r - r.grad n) / n
-        after r.grad n / n is written as a directional derivative along r.
+        Outside the bound the field is R r / n, n = |r|_unit, with divergence
+        R (div r - r.grad n / n) / n, and r.grad n is the derivative of n along r: one jvp.
         """
         divergence = self._add_members(self.rest.divergence(x), lambda member: member.divergence(x))
         r = self.residual(x)
@@ -87,6 +87,7 @@ class SelectionInfo(eqx.Module):
 
     Attributes:
         estimator: "select".
+        solver: of the final fit: "full" (all samples span it), "landmarks" or "none".
         num_samples: M.
         num_judged: held-out points on which the candidates were compared.
         metrics: names that the integers of `metric` stand for.
@@ -113,6 +114,7 @@ class SelectionInfo(eqx.Module):
     """
 
     estimator: str = eqx.field(static=True)
+    solver: str = eqx.field(static=True)
     num_samples: int = eqx.field(static=True)
     num_judged: int = eqx.field(static=True)
     metrics: tuple[str, ...] = eqx.field(static=True)

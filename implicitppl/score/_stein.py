@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
 
+from implicitppl.score._checks import or_equal
 from implicitppl.score._moments import (
     moments,
     scaled_cholesky,
@@ -65,7 +66,7 @@ def affine_stein_correction(
     size, dim = samples.shape
     if size < 2:
         raise ValueError(f"`samples` must have at least 2 rows; got {size}.")
-    m = moments(samples, jnp.full((size,), 1 / size, samples.dtype))
+    m = moments(samples, or_equal(None, samples))
     factor = scaled_cholesky(shrunk_covariance(m, shrinkage_amount(m)))
     centred = samples - m.mean[None, :]
     scores = scores - jnp.mean(scores, axis=0)[None, :]
