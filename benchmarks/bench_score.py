@@ -210,6 +210,8 @@ def main() -> None:
         "--peer", action="append", default=[], help="NAME=PYTHON, of numpy|torch|npse"
     )
     parser.add_argument("--only", action="append", default=[], help="only these rows of ours")
+    parser.add_argument("--problem", action="append", default=[], help="only these problems")
+    parser.add_argument("--dims", type=int, nargs="+", help="only these dimensions")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--quick", action="store_true", help="M = 100, three seeds, no posteriors")
@@ -224,7 +226,12 @@ def main() -> None:
     jobs["sklearn KDE"] = lambda cell: run_kde(cell, args.seeds, args.data)
     jobs[TUNED] = lambda cell: run_tuned(cell, args.data) if cell[1] in TUNED_SIZES else None
     done = {tuple(r[k] for k in KEY) for r in read(out)}
-    every = list(cells(args.data, tuple(args.sizes)))
+    every = [
+        (problem_name, size, dim)
+        for problem_name, size, dim in cells(args.data, tuple(args.sizes))
+        if (not args.problem or problem_name in args.problem)
+        and (args.dims is None or dim in args.dims)
+    ]
     for name, job in jobs.items():
         if args.only and name not in args.only:
             continue

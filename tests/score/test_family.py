@@ -190,6 +190,13 @@ def test_kde_is_the_gradient_of_the_log_of_the_estimate_and_is_floored():
     np.testing.assert_allclose(floored(query), plain(query))
     with pytest.raises(ValueError, match="has no log density"):  # the floor is not a gradient's
         floored.unnormalized_log_density(query)
+    # Between: s = grad p / max(p, eps), eps 1% of what one sample has at its own place, p < eps.
+    between = np.array([2.2, -1.2])
+    one_sample = -np.log(M)  # log of (1/M) exp(0), the constant left out on both sides
+    log_p = float(log_density(jnp.asarray(between))) - np.log(M)
+    damping = np.exp(log_p - (one_sample + np.log(1e-2)))
+    assert 1e-3 < damping < 0.5
+    np.testing.assert_allclose(floored(between), damping * plain(between), rtol=1e-8)
     far = np.array([30.0, 0.0])
     assert float(jnp.abs(plain(far)[0])) > 50
     np.testing.assert_allclose(floored(far), 0, atol=1e-12)

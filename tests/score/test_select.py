@@ -8,7 +8,7 @@ import pytest
 from implicitppl.kernels import RBF, InverseMultiquadric
 from implicitppl.linalg import RelativeRidge
 from implicitppl.score import Gaussian, KernelEstimator, matching_loss, select
-from implicitppl.score._held_out import Folds, _mean_and_error
+from implicitppl.score._held_out import Folds, _mean_and_error, equally_weighted
 from implicitppl.score._moments import moments
 from implicitppl.score._problem import make_folds
 from implicitppl.score._support import Support, nearest_neighbour_support
@@ -32,18 +32,9 @@ def test_held_out_losses_are_those_of_single_fits():
         info = select(x, key=KEY).info
         order = np.asarray(jax.random.permutation(KEY, M))
         scale = x.std(axis=0, ddof=1)
-        kernels = (RBF, InverseMultiquadric)
         for config in (0, 7, 22):
-            kind, metric, factor = np.asarray(info.grid)[config]
             for filter_index in (3, 21, 30):
-                reference, power, level = np.asarray(info.filters)[filter_index]
-                estimator = KernelEstimator(
-                    RelativeRidge(level, power),
-                    kernels[int(kind)],
-                    lengthscale_factor=factor,
-                    metric=info.metrics[int(metric)],
-                    reference=(None, "gaussian")[int(reference)],
-                )
+                estimator = _candidate(info, config, filter_index)
                 gains = [
                     _standardised_loss(estimator, x[rows], x[held], scale)
                     - _standardised_loss(Gaussian(), x[rows], x[held], scale)
@@ -51,6 +42,41 @@ def test_held_out_losses_are_those_of_single_fits():
                 ]
                 found = float(info.all_gains[config, filter_index])
                 assert found == pytest.approx(np.mean(gains), rel=1e-6, abs=1e-8)
+
+
+def test_the_stack_is_the_sum_of_single_fits_on_all_samples():
+    # On the samples, where the bound does not cut: every member is a public estimator, found in the
+    # grid by its gain, and the Gaussians have closed forms.
+    with jax.enable_x64(True):
+        x = jnp.asarray(_bent())
+        fitted = select(x, key=KEY)
+        info = fitted.info
+        expected = jnp.zeros_like(x)
+        for r in np.flatnonzero(np.asarray(info.weights) > 0):
+            gains = np.abs(np.asarray(info.all_gains) - float(info.gain[r]))
+            config, filter_index = np.unravel_index(gains.argmin(), gains.shape)
+            assert gains[config, filter_index] == 0
+            estimator = _candidate(info, config, filter_index)
+            expected += info.weights[r] * estimator.fit(x)(x)
+        full, _, diagonal, _ = info.gaussian_weights
+        assert float(info.gaussian_weights[1] + info.gaussian_weights[3]) == 0
+        expected += full * Gaussian().fit(x)(x) + diagonal * Gaussian(shrinkage=1.0).fit(x)(x)
+        np.testing.assert_allclose(fitted(x), expected, rtol=1e-7, atol=1e-9)
+        assert bool(jnp.any((info.weights > 0) & (info.reference == 1)))
+        assert float(jnp.sum(info.weights) + jnp.sum(info.gaussian_weights)) == pytest.approx(1)
+
+
+def _candidate(info, config: int, filter_index: int) -> KernelEstimator:
+    """Return the public estimator that a place in the grid stands for."""
+    kind, metric, factor = np.asarray(info.grid)[config]
+    reference, power, level = np.asarray(info.filters)[filter_index]
+    return KernelEstimator(
+        RelativeRidge(level, power),
+        (RBF, InverseMultiquadric)[int(kind)],
+        lengthscale_factor=factor,
+        metric=info.metrics[int(metric)],
+        reference=(None, "gaussian")[int(reference)],
+    )
 
 
 def _splits(order: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -189,6 +215,26 @@ def test_importance_weights_move_the_target():
     np.testing.assert_allclose(fitted(queries), -queries, atol=0.25)
     assert float(jnp.max(jnp.abs(select(x, key=KEY)(queries) + queries))) > 1
     assert float(fitted.info.effective_size) < 300
+
+
+def test_rows_in_proportion_to_their_weights():
+    x = jnp.arange(8.0)[:, None]
+    w = jnp.array([0.5, 0.0, 0.25, 0.0, 0.0, 0.25, 0.0, 0.0])
+    np.testing.assert_array_equal(equally_weighted(x, w)[:, 0], [0, 0, 0, 0, 2, 2, 5, 5])
+
+
+@pytest.mark.slow
+def test_samples_of_weight_zero_do_not_set_the_width():
+    # The far half would make every width of the grid twenty times too large.
+    near = jnp.asarray(_bent(), jnp.float32)
+    both = jnp.concatenate([near, near + 200])
+    w = jnp.concatenate([jnp.ones(M), jnp.zeros(M)])
+    fitted = select(both, key=KEY, weights=w)
+    alone = select(near, key=KEY)
+    fresh = jnp.asarray(_bent(4000, seed=5), jnp.float32)
+    losses = [float(matching_loss(f, fresh)) for f in (fitted, alone, Gaussian().fit(near))]
+    assert losses[0] < 0.5 * (losses[1] + losses[2])
+    assert float(jnp.max(fitted.info.lengthscale)) < 4 * float(jnp.max(alone.info.lengthscale))
 
 
 def test_off_support(bent):
