@@ -1,8 +1,9 @@
 """Score estimators against peers, on samples whose score is known: errors, times, memory.
 
     python -m benchmarks.bench_score --data FOLDER --peer numpy=PYTHON --peer torch=PYTHON \
-        --peer npse=PYTHON                     (about 2 CPU hours; needs the peers' environments)
-    python -m benchmarks.bench_score --quick   (densities, M = 100, 3 seeds; 5 CPU minutes)
+        --peer npse=PYTHON                     (half a CPU hour of fits and queries, and more of
+                                               compilation; needs the peers' environments)
+    python -m benchmarks.bench_score --quick   (densities, M = 100, 3 seeds)
     python -m benchmarks.score_tables          (writes the tables of docs/scores.md)
 
 A cell is a problem at a size; twenty seeds a cell, and every estimator sees the same samples and

@@ -25,7 +25,8 @@ def plot_selection(fitted: FittedScore, *, title: str | None = None) -> Any:
         it where averaging makes them useful.
 
     Raises:
-        ValueError: for a score that was not made by `select`, or several problems at once.
+        ValueError: for a score that was not made by `select`, for several problems at once, and
+            for fewer samples than `select` compares candidates on.
 
     Example:
         >>> import jax
@@ -40,6 +41,11 @@ def plot_selection(fitted: FittedScore, *, title: str | None = None) -> Any:
     info = fitted.info
     if not isinstance(info, SelectionInfo) or info.all_gains.ndim != 2:
         raise ValueError("`fitted` must be one score made by `implicitppl.score.select`.")
+    if info.num_judged == 0:
+        raise ValueError(
+            f"`fitted` has no candidates to show: {info.num_samples} samples are too few to hold "
+            "any out."
+        )
     from implicitppl.score._grid import KERNELS, REFERENCES
 
     criterion = np.asarray(info.all_gains + info.num_errors * info.all_errors)

@@ -62,6 +62,17 @@ def check_weighted(
     return array, None if weights is None else check_weights(weights, array)
 
 
+def check_key(key: Array) -> None:
+    """Raise unless `key` is one JAX random key, of the new kind or the old."""
+    array = jnp.asarray(key)
+    typed = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    if array.ndim != (0 if typed else 1):
+        raise ValueError(
+            "`key` must be one random key, such as jax.random.key(0); got "
+            f"{array.dtype} of shape {array.shape}."
+        )
+
+
 def or_equal(weights: Array | None, samples: Float[Array, "M D"]) -> Float[Array, " M"]:
     """Return the weights, or equal ones that sum to one."""
     if weights is not None:

@@ -40,8 +40,16 @@ class MixtureScore(Reference):
         return jax.vmap(lambda point: jnp.trace(jax.jacfwd(self._one)(point)))(x)
 
     def _logits(self, x: Float[Array, " D"]) -> Float[Array, " K"]:
-        values = jax.vmap(lambda z: jnp.reshape(self.log_conditional(x, z), ()))(self.components)
-        return values + self.log_weights
+        def one(z: Any) -> Array:
+            value = jnp.asarray(self.log_conditional(x, z))
+            if value.size != 1:
+                raise ValueError(
+                    "`log_conditional` must return one number for a point and a mixing variable; "
+                    f"got shape {value.shape}."
+                )
+            return value.reshape(())
+
+        return jax.vmap(one)(self.components) + self.log_weights
 
     def _one(self, x: Float[Array, " D"]) -> Float[Array, " D"]:
         log_density, score = jax.value_and_grad(lambda p: jax.nn.logsumexp(self._logits(p)))(x)

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from implicitppl.linalg import check_non_negative
-from implicitppl.score._checks import check_weighted, or_equal
+from implicitppl.score._checks import check_key, check_weighted, or_equal
 from implicitppl.score._choice import choose_stack
 from implicitppl.score._fitted import FittedScore
 from implicitppl.score._gaussian import Gaussian
@@ -73,7 +73,7 @@ def select(
 
     Raises:
         ValueError: for samples or weights as in `SSGE.fit`, `num_folds` < 2 or more than
-            M / 2, or negative `num_errors`.
+            M / 2, negative `num_errors`, or a `key` that is not one key.
 
     Runs under `jit` and `vmap` (one problem after the other). Cost O(100 M^3) for M <= 312,
     beyond O(M) with 200 landmarks in the folds, candidates compared on at most 4000 samples; the
@@ -95,6 +95,7 @@ def select(
         ('select', True)
     """
     samples, weights = check_weighted(samples, weights)
+    check_key(key)
     if isinstance(num_folds, bool) or num_folds < 2:
         raise ValueError(f"`num_folds` must be at least 2; got {num_folds}.")
     check_non_negative("num_errors", num_errors)

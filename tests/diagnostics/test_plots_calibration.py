@@ -12,14 +12,37 @@ from implicitppl.diagnostics import (
     plot_forest,
     plot_loss,
     plot_pair,
+    plot_selection,
     symmetry_p_value,
 )
 from implicitppl.diagnostics._calibration import _brownian_tail, _uniformity_p_value
+from implicitppl.score import Gaussian, select
 
 
 def _draws(seed, shift=0.0):
     z = np.random.default_rng(seed).normal(size=(300, 2)).astype(np.float32)
     return {"mu": z[:, 0] + shift, "tau": np.abs(z[:, 1]), "x": z + shift}
+
+
+def test_selection_plot():
+    rng = np.random.default_rng(0)
+    fitted = select(rng.gumbel(size=(60, 1)).astype(np.float32), key=random.key(0))
+    info = fitted.info
+    figure = plot_selection(fitted)
+    panel = figure.axes[0]  # RBF without a reference: a line for each width and power, and zero
+    lines = [line for line in panel.lines if len(line.get_xdata()) == 13]
+    assert len(lines) == 10
+    charged = np.asarray(info.all_gains[0] + 2.5 * info.all_errors[0])[:13]
+    shown = np.asarray(lines[0].get_ydata())
+    top = panel.get_ylim()[1]
+    np.testing.assert_allclose(shown[shown < top], charged[shown < top], rtol=1e-5)
+    circles = sum(len(axis.collections) for axis in figure.axes)
+    assert circles == int(np.sum(np.asarray(info.weights) > 0)) > 0
+    with pytest.raises(ValueError, match="must be one score made by"):
+        plot_selection(Gaussian().fit(np.eye(3)))
+    few = select(rng.gumbel(size=(5, 1)).astype(np.float32), key=random.key(0))
+    with pytest.raises(ValueError, match="has no candidates to show: 5 samples"):
+        plot_selection(few)
 
 
 def test_pair_plot(tmp_path):

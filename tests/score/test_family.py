@@ -260,6 +260,10 @@ def test_semi_implicit_weights_and_trees():
         (lambda: KDE(floor=-1.0), r"`floor` must be non-negative; got -1.0"),
         (lambda: SSGE(num_landmarks=1), r"`num_landmarks` must be at least 2; got 1"),
         (lambda: SemiImplicit(3.0), r"`log_conditional` must be a function .* got float"),
+        (
+            lambda: SemiImplicit(lambda x, z: x).fit(jnp.ones((3, 2)))(jnp.ones(2)),
+            r"`log_conditional` must return one number .* got shape \(2,\)",
+        ),
         (lambda: SemiImplicit(min).fit({"a": jnp.ones(3)}), r"`dimension` of x is needed"),
         (lambda: SemiImplicit(min).fit([jnp.ones(3), jnp.ones(4)]), r"one leading axis K"),
     ],

@@ -54,7 +54,7 @@ def test_the_stack_is_the_sum_of_single_fits_on_all_samples():
         expected = jnp.zeros_like(x)
         for r in np.flatnonzero(np.asarray(info.weights) > 0):
             gains = np.abs(np.asarray(info.all_gains) - float(info.gain[r]))
-            config, filter_index = np.unravel_index(gains.argmin(), gains.shape)
+            config, filter_index = map(int, np.unravel_index(gains.argmin(), gains.shape))
             assert gains[config, filter_index] == 0
             estimator = _candidate(info, config, filter_index)
             expected += info.weights[r] * estimator.fit(x)(x)
@@ -385,6 +385,8 @@ def test_few_samples_give_the_gaussian():
         (lambda x: select(x.at[0, 0].set(jnp.nan), key=KEY), r"`samples` must be finite"),
         (lambda x: select(x, key=KEY, num_folds=1), r"`num_folds` must be at least 2; got 1"),
         (lambda x: select(x, key=KEY, num_folds=31), r"`num_folds` must leave at least 2 samples"),
+        (lambda x: select(x, key=jnp.zeros(())), r"`key` must be one random key.*got float32"),
+        (lambda x: select(x, key=jax.random.split(KEY)), r"`key` must be one random key"),
         (lambda x: select(x, key=KEY, num_errors=-1.0), r"`num_errors` must be non-negative"),
         (lambda x: select(x, key=KEY, weights=jnp.ones(3)), r"`weights` must have shape"),
     ],
