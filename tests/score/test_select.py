@@ -99,6 +99,7 @@ def bent():
     return x, select(x, key=KEY)
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_score_and_queries_are_independent(bent):
     x, fitted = bent
     again = select(x, key=KEY)
@@ -127,6 +128,7 @@ def test_several_problems_by_vmap(bent):
     assert together.info.weights.shape == (2, 4)
 
 
+@pytest.mark.slow
 def test_derivatives_go_through_the_query_only(bent):
     x, fitted = bent
     through_fit, through_query = jax.grad(
@@ -137,6 +139,7 @@ def test_derivatives_go_through_the_query_only(bent):
     np.testing.assert_allclose(through_query, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_divergence_is_the_trace_of_the_jacobian():
     with jax.enable_x64(True):
         x = jnp.asarray(_bent())
