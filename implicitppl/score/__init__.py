@@ -11,9 +11,16 @@ from implicitppl.score._gaussian import Gaussian
 from implicitppl.score._kef import KEF
 from implicitppl.score._matching import matching_loss
 from implicitppl.score._mixture import KDE, SemiImplicit
+from implicitppl.score._network import (
+    DenoisingScoreMatching,
+    NetworkEstimator,
+    SlicedScoreMatching,
+)
+from implicitppl.score._network_fit import NetworkInfo
 from implicitppl.score._select import select
+from implicitppl.score._selection_info import SelectionInfo
 from implicitppl.score._ssge import SSGE, Stein
-from implicitppl.score._stack import SelectionInfo, Stack
+from implicitppl.score._stack import Stack
 from implicitppl.score._stein import affine_stein_correction
 from implicitppl.score._surrogate import entropy_surrogate
 
@@ -26,6 +33,10 @@ __all__ = [
     "NuMethod",
     "Landweber",
     "SSGE",
+    "SlicedScoreMatching",
+    "DenoisingScoreMatching",
+    "NetworkEstimator",
+    "NetworkInfo",
     "FittedScore",
     "Gaussian",
     "KernelEstimator",

@@ -62,6 +62,23 @@ def check_weighted(
     return array, None if weights is None else check_weights(weights, array)
 
 
+def join_covariates(
+    samples: Float[Array, "M D"], covariates: ArrayLike | None
+) -> tuple[Float[Array, "M R"], int]:
+    """Return rows (c, x), R = C + D, and C; the samples alone without covariates."""
+    if covariates is None:
+        return samples, 0
+    array = jnp.asarray(covariates).astype(samples.dtype)
+    if array.ndim != 2 or array.shape[0] != samples.shape[0] or array.shape[1] < 1:
+        raise ValueError(
+            f"`covariates` must have shape (M, C) with M = {samples.shape[0]}, one row for each "
+            f"sample, and C at least 1; got shape {array.shape}."
+        )
+    if not isinstance(array, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(array))):
+        raise ValueError("`covariates` must be finite; got NaN or infinity.")
+    return jnp.concatenate([array, samples], axis=1), array.shape[1]
+
+
 def check_key(key: Array) -> None:
     """Raise unless `key` is one JAX random key, of the new kind or the old."""
     array = jnp.asarray(key)
@@ -80,12 +97,39 @@ def or_equal(weights: Array | None, samples: Float[Array, "M D"]) -> Float[Array
     return jnp.full((samples.shape[0],), 1 / samples.shape[0], samples.dtype)
 
 
-def check_query(x: ArrayLike, dimension: int, dtype: jnp.dtype) -> Float[Array, "... D"]:
-    """Return the query as an array of the fit's dtype, or raise if its dimension is wrong."""
+def check_query(
+    x: ArrayLike, dimension: int, dtype: jnp.dtype, covariates: ArrayLike | None, num: int
+) -> tuple[Float[Array, "... D"], Float[Array, "... C"] | None]:
+    """Return a query and its covariates in the fit's dtype, or raise if a shape is wrong."""
     array = jnp.asarray(x)
     if array.ndim < 1 or array.shape[-1] != dimension:
         raise ValueError(
             f"`x` must have shape (D,) or (..., D) with D = {dimension}, the dimension of the "
             f"fitted samples; got shape {array.shape}."
         )
-    return array.astype(dtype)
+    if num == 0:
+        if covariates is not None:
+            raise ValueError("`covariates` were given, but the score was fitted without any.")
+        return array.astype(dtype), None
+    if covariates is None:
+        raise ValueError(
+            f"`covariates` of shape (C,) or (..., C) with C = {num} are needed: the score was "
+            "fitted with them."
+        )
+    given = jnp.asarray(covariates).astype(dtype)
+    if given.ndim < 1 or given.shape[-1] != num:
+        raise ValueError(
+            f"`covariates` must have shape (C,) or (..., C) with C = {num}; got shape "
+            f"{given.shape}."
+        )
+    return array.astype(dtype), given
+
+
+def join_query(
+    x: Float[Array, "... D"], covariates: Float[Array, "... C"] | None
+) -> Float[Array, "N R"]:
+    """Return rows (c, x) of a query whose shapes were checked."""
+    if covariates is not None:
+        given = jnp.broadcast_to(covariates, (*x.shape[:-1], covariates.shape[-1]))
+        x = jnp.concatenate([given, x], axis=-1)
+    return x.reshape(-1, x.shape[-1])

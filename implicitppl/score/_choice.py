@@ -1,6 +1,7 @@
 """Which candidates enter the stack, and with which shares: the quadratic programme, twice.
 
-Once for all candidates, then for the few with the largest shares and the Gaussians.
+Once for all candidates, then for the few with the largest shares, the Gaussians, and what the user
+brought.
 """
 
 from typing import NamedTuple
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from implicitppl.score._held_out import HeldOut
+from implicitppl.score._selection_info import MIN_SAMPLES
 from implicitppl.score._simplex import minimise_on_simplex
-from implicitppl.score._stack import MIN_SAMPLES
 
 # Kernel estimates in a stack: each costs O(M D) for every query.
 _MEMBERS = 4
@@ -28,6 +29,7 @@ class Choice(NamedTuple):
     picked: Int[Array, " R"]
     shares: Float[Array, " R"]
     gaussian_shares: Float[Array, " A"]
+    outside_shares: Float[Array, " E"]
     gain: Float[Array, ""]
 
 
@@ -37,8 +39,8 @@ def choose_stack(
     effective_size: Float[Array, ""],
 ) -> Choice:
     """Solve the quadratic programme for all candidates, then for the largest few."""
-    total, num_atoms = found.linear.shape[0], found.scores.shape[0] - found.best.size
-    num_kernels = total - num_atoms
+    total, num_kernels = found.linear.shape[0], found.best.size
+    num_outside = found.outside_gain.shape[0]
     rows = (found.scores * jnp.sqrt(found.weights)[None, :, None]).reshape(total, -1)
     usable = jnp.all(jnp.isfinite(rows), axis=1) & jnp.isfinite(found.linear + found.penalty)
     square = jnp.sum(rows * rows, axis=1)
@@ -65,4 +67,5 @@ def choose_stack(
     shares = jnp.where(judged, shares, alone)
     chosen = jnp.zeros((total,), rows.dtype).at[index].set(shares)
     loss = 0.5 * chosen @ (quadratic @ chosen) + linear @ chosen
-    return Choice(picked, shares[:_MEMBERS], shares[_MEMBERS:], loss - found.gaussian_loss)
+    kernels, gaussians, outside = jnp.split(shares, (_MEMBERS, shares.shape[0] - num_outside))
+    return Choice(picked, kernels, gaussians, outside, loss - found.gaussian_loss)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from implicitppl.kernels import RBF, Kernel, median_lengthscale
 from implicitppl.linalg import Cutoff, RelativeRidge, SpectralFilter, check_positive
-from implicitppl.score._checks import check_weighted, or_equal
+from implicitppl.score._checks import check_weighted, join_covariates, or_equal
 from implicitppl.score._expansion import Expansion
 from implicitppl.score._fitted import FittedScore, fit_info
 from implicitppl.score._metric import Coordinates, check_metric, coordinates
@@ -107,12 +107,22 @@ class KernelEstimator(eqx.Module):
         self.num_landmarks = num_landmarks
 
     def fit(
-        self, samples: ArrayLike, *, weights: ArrayLike | None = None, key: Array | None = None
+        self,
+        samples: ArrayLike,
+        *,
+        covariates: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
+        key: Array | None = None,
     ) -> FittedScore:
         """Return the score estimated from samples.
 
         Args:
             samples: (M, D), M >= 2, finite, each row a draw from q.
+            covariates: (M, C), for the conditional score grad_x log q(x | c), which is then
+                called as `fitted(x, covariates)`. They need no density: Stein's identity in x
+                holds for fixed designs and for categories (as indicator columns) too. The kernel
+                is one of (c, x), in standard deviations of each covariate where its lengthscale
+                is automatic.
             weights: (M,) non-negative importance weights; None for equal ones.
             key: draws the landmarks without replacement; None for evenly spaced rows, so shuffle
                 sorted samples first. Not used without landmarks.
@@ -130,23 +140,28 @@ class KernelEstimator(eqx.Module):
         coincide.
         """
         samples, weights = check_weighted(samples, weights)
+        joint, num_covariates = join_covariates(samples, covariates)
         rows = _landmark_rows(self.num_landmarks, samples.shape[0], key)
-        return _fit(self, samples, weights, rows)
+        return _fit(self, joint, weights, rows, num_covariates)
 
 
 @eqx.filter_jit
 def _fit(
-    estimator: KernelEstimator, samples: Array, weights: Array | None, landmarks: Array | None
+    estimator: KernelEstimator,
+    samples: Array,
+    weights: Array | None,
+    landmarks: Array | None,
+    num_covariates: int,
 ) -> FittedScore:
     """Fit with everything under stop-gradient: derivatives go through the query only."""
     estimator, samples, weights = _stop_gradient((estimator, samples, weights))
     size, dimension = samples.shape
     m = moments(samples, or_equal(weights, samples))
-    where = _coordinates(estimator, m)
+    where = _coordinates(estimator, m, num_covariates)
     z = where.to_metric(samples)
     kernel, lengthscale = _kernel(estimator, z, where)
     kernel = jax.tree.map(lambda leaf: jnp.asarray(leaf, z.dtype), kernel)
-    reference = fit_reference(estimator.reference, m)
+    reference = fit_reference(estimator.reference, m, num_covariates)
     scores = None if reference is None else where.score_to_metric(reference.score(samples))
     centres = None if landmarks is None else z[landmarks]
     result = spectral_fit(
@@ -166,7 +181,11 @@ def _fit(
         ridge=jnp.asarray(_ridge(estimator.filter, result.largest), samples.dtype),
     )
     return FittedScore(
-        info, Expansion(kernel, where, result.centres, result.coefficients), reference, dimension
+        info,
+        Expansion(kernel, where, result.centres, result.coefficients),
+        reference,
+        dimension - num_covariates,
+        num_covariates=num_covariates,
     )
 
 
@@ -194,11 +213,11 @@ def _stop_gradient(tree: Any) -> Any:
     return jax.tree.map(lambda a: jax.lax.stop_gradient(a) if eqx.is_array(a) else a, tree)
 
 
-def _coordinates(estimator: KernelEstimator, m: Moments) -> Coordinates:
+def _coordinates(estimator: KernelEstimator, m: Moments, num_covariates: int) -> Coordinates:
     """Return the coordinates of the metric; for a kernel in data units, centred data units."""
     if estimator.lengthscale is None and not isinstance(estimator.kernel, Kernel):
-        return coordinates(estimator.metric, m)
-    return Coordinates(m.mean, jnp.ones_like(m.size))
+        return coordinates(estimator.metric, m, num_covariates)
+    return Coordinates(m.mean, jnp.ones_like(m.size), num_covariates)
 
 
 def _kernel(
@@ -211,7 +230,9 @@ def _kernel(
         lengthscale = jnp.asarray(estimator.lengthscale, z.dtype)
         return estimator.kernel(lengthscale), lengthscale
     lengthscale = median_lengthscale(z) * jnp.asarray(estimator.lengthscale_factor, z.dtype)
-    unit = where.scale if estimator.metric == "isotropic" else jnp.ones_like(lengthscale)
+    unit = jnp.ones_like(lengthscale)
+    if estimator.metric == "isotropic":
+        unit = where.scale if where.scale.ndim == 0 else where.scale[-1]
     return estimator.kernel(lengthscale), lengthscale * unit
 
 

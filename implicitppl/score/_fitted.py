@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from implicitppl.score._checks import check_query
+from implicitppl.score._checks import check_query, join_query
 from implicitppl.score._reference import Reference
 from implicitppl.score._support import Support
 
@@ -96,6 +96,7 @@ class FittedScore(eqx.Module):
         expansion: kernel part (`Expansion`, `CurlFreeExpansion`, `Stack`), or None.
         reference: part that was not expanded, or None.
         dimension: D.
+        num_covariates: C, for a conditional score; it is then called with the covariates too.
         support: where there were samples, see `off_support`; None unless made by `select`.
 
     Cost O(M D) for each query. Without a reference the estimate decays to 0 away from the samples.
@@ -119,38 +120,40 @@ class FittedScore(eqx.Module):
     reference: Reference | None
     dimension: int = eqx.field(static=True)
     support: Support | None = None
+    num_covariates: int = eqx.field(static=True, default=0)
 
-    def __call__(self, x: ArrayLike) -> Float[Array, "..."]:
+    def __call__(self, x: ArrayLike, covariates: ArrayLike | None = None) -> Float[Array, "..."]:
         """Return the score at `x`.
 
         Args:
             x: one point (D,), or points (..., D).
+            covariates: (C,) or (..., C), for a score that was fitted with covariates.
 
         Returns:
             An array of the shape of `x`.
 
         Raises:
-            ValueError: if the last axis of `x` is not D.
+            ValueError: if the last axis of `x` is not D, or covariates are missing, unexpected or
+                not C.
         """
-        x = check_query(x, self.dimension, self._dtype)
-        return _evaluate(self, x)
+        return _evaluate(self, *self._query(x, covariates))
 
-    def divergence(self, x: ArrayLike) -> Float[Array, "..."]:
+    def divergence(self, x: ArrayLike, covariates: ArrayLike | None = None) -> Float[Array, "..."]:
         """Return div s(x) = sum_d ds_d/dx_d, of shape () or (...), in closed form.
 
         Args:
             x: one point (D,), or points (..., D).
+            covariates: as for the score.
 
         Returns:
             One number for each point.
 
         Raises:
-            ValueError: if the last axis of `x` is not D.
+            ValueError: as for the score.
 
         Cost O(M D) for each point; a callable reference adds D directional derivatives.
         """
-        x = check_query(x, self.dimension, self._dtype)
-        return _evaluate_divergence(self, x)
+        return _evaluate_divergence(self, *self._query(x, covariates))
 
     def unnormalized_log_density(self, x: ArrayLike) -> Float[Array, "..."]:
         """Return a log density of which this score is the gradient, up to a constant.
@@ -164,8 +167,10 @@ class FittedScore(eqx.Module):
         Raises:
             ValueError: if the last axis of `x` is not D, or the score is not a gradient by
                 construction: `KEF`, `SemiImplicit` and `Gaussian` are, without a callable
-                reference.
+                reference and without covariates.
         """
+        if self.num_covariates:
+            raise ValueError("`unnormalized_log_density` is not defined for a conditional score.")
         for part in self._parts():
             if not hasattr(part, "log_density"):
                 raise ValueError(
@@ -173,17 +178,16 @@ class FittedScore(eqx.Module):
                     "`SemiImplicit` or `Gaussian`; a part of this one, "
                     f"{type(part).__name__}, has no log density."
                 )
-        x = check_query(x, self.dimension, self._dtype)
-        rows = x.reshape(-1, self.dimension)
-        return _in_blocks(self, lambda part, block: part.log_density(block), rows).reshape(
-            x.shape[:-1]
-        )
+        x, _ = self._query(x, None)
+        values = _in_blocks(self, lambda part, block: part.log_density(block), join_query(x, None))
+        return values.reshape(x.shape[:-1])
 
-    def off_support(self, x: ArrayLike) -> Bool[Array, "..."]:
+    def off_support(self, x: ArrayLike, covariates: ArrayLike | None = None) -> Bool[Array, "..."]:
         """Return whether `x` is farther from all samples than any sample from the others.
 
         Args:
             x: one point (D,), or points (..., D).
+            covariates: as for the score; distances are then of both together.
 
         Returns:
             One boolean for each point. For independent samples a point from their distribution
@@ -200,27 +204,31 @@ class FittedScore(eqx.Module):
             raise ValueError(
                 "`off_support` needs a score from `select`; this one keeps no support."
             )
-        x = check_query(x, self.dimension, self._dtype)
-        return self.support.off(x.reshape(-1, self.dimension)).reshape(x.shape[:-1])
+        x, covariates = self._query(x, covariates)
+        return self.support.off(join_query(x, covariates)).reshape(x.shape[:-1])
 
     @property
     def _dtype(self) -> jnp.dtype:
         return self.info.explained.dtype
+
+    def _query(self, x: ArrayLike, covariates: ArrayLike | None) -> tuple[Array, Array | None]:
+        """Return a query and its covariates as checked arrays of the fit's dtype."""
+        return check_query(x, self.dimension, self._dtype, covariates, self.num_covariates)
 
     def _parts(self) -> list[Any]:
         return [part for part in (self.reference, self.expansion) if part is not None]
 
 
 @eqx.filter_jit
-def _evaluate(fitted: FittedScore, x: Array) -> Array:
-    rows = x.reshape(-1, fitted.dimension)
+def _evaluate(fitted: FittedScore, x: Array, covariates: Array | None) -> Array:
+    rows = join_query(x, covariates)
     score = _in_blocks(fitted, lambda part, block: part.score(block), rows)
-    return score.reshape(x.shape)
+    return score[:, fitted.num_covariates :].reshape(x.shape)
 
 
 @eqx.filter_jit
-def _evaluate_divergence(fitted: FittedScore, x: Array) -> Array:
-    rows = x.reshape(-1, fitted.dimension)
+def _evaluate_divergence(fitted: FittedScore, x: Array, covariates: Array | None) -> Array:
+    rows = join_query(x, covariates)
     values = _in_blocks(fitted, lambda part, block: part.divergence(block), rows)
     return values.reshape(x.shape[:-1])
 

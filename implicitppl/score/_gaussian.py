@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from implicitppl.score._checks import check_weighted, or_equal
+from implicitppl.score._checks import check_weighted, join_covariates, or_equal
 from implicitppl.score._fitted import FittedScore, fit_info
 from implicitppl.score._moments import moments
 from implicitppl.score._reference import gaussian_reference
@@ -50,12 +50,19 @@ class Gaussian(eqx.Module):
             raise ValueError(f"`shrinkage` must be in [0, 1]; got {self.shrinkage}.")
 
     def fit(
-        self, samples: ArrayLike, *, weights: ArrayLike | None = None, key: Array | None = None
+        self,
+        samples: ArrayLike,
+        *,
+        covariates: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
+        key: Array | None = None,
     ) -> FittedScore:
         """Return the Gaussian score fitted to samples.
 
         Args:
             samples: (M, D), M >= 2, finite, each row a draw from q.
+            covariates: (M, C), for the conditional score: that of the linear regression of x on
+                c with Gaussian residuals.
             weights: (M,) non-negative importance weights; None for equal ones.
             key: not used.
 
@@ -67,15 +74,20 @@ class Gaussian(eqx.Module):
         """
         del key
         samples, weights = check_weighted(samples, weights)
-        return _fit(self, samples, weights)
+        joint, num_covariates = join_covariates(samples, covariates)
+        return _fit(self, joint, weights, num_covariates)
 
 
 @eqx.filter_jit
-def _fit(estimator: Gaussian, samples: Array, weights: Array | None) -> FittedScore:
+def _fit(
+    estimator: Gaussian, samples: Array, weights: Array | None, num_covariates: int
+) -> FittedScore:
     size, dimension = samples.shape
     samples = jax.lax.stop_gradient(samples)
     m = moments(samples, jax.lax.stop_gradient(or_equal(weights, samples)))
-    reference = gaussian_reference(m, estimator.shrinkage)
+    reference = gaussian_reference(m, estimator.shrinkage, num_covariates)
     finite = jnp.all(jnp.isfinite(samples)) & jnp.all(jnp.isfinite(reference.precision))
     info = fit_info("Gaussian", size, m.size, finite, reference="gaussian")
-    return FittedScore(info, None, reference, dimension)
+    return FittedScore(
+        info, None, reference, dimension - num_covariates, num_covariates=num_covariates
+    )

@@ -22,26 +22,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from implicitppl.kernels import median_lengthscale
 from implicitppl.linalg import RelativeRidge
-from implicitppl.score._basis import Basis, full_basis, landmark_basis, stein_targets
+from implicitppl.score._basis import stein_targets
 from implicitppl.score._checks import or_equal
 from implicitppl.score._grid import Filters, Grid, RadialChoice
 from implicitppl.score._metric import Coordinates
-from implicitppl.score._moments import (
-    Moments,
-    moments,
-    scaled_cholesky,
-    shrinkage_amount,
-    shrunk_covariance,
-)
-from implicitppl.score._reference import GaussianReference, gaussian_reference
-
-# Most eigenfunctions of a candidate.
-MAX_PAIRS = 200
-# Samples from which the median distance is taken, many times over.
-_MEDIAN_SAMPLES = 500
-ATOMS = ("full", "half shrunk", "diagonal", "isotropic")
+from implicitppl.score._prepared import atom_scores, basis_of, prepare
+from implicitppl.score._reference import GaussianReference
 
 
 class Folds(NamedTuple):
@@ -69,9 +56,12 @@ class HeldOut(NamedTuple):
         gain: mean difference of the loss to the Gaussian's, negative is better; (N, F).
         error: standard error of that difference; (N, F).
         best: index of the filter, for the q best of each configuration; (N, q).
-        scores: held-out scores of those, then of the Gaussian atoms; (N q + A, n, D).
+        scores: held-out scores of those, then of the A Gaussian atoms, then of the E candidates
+            from outside the grid; (N q + A + E, n, D).
         linear: mean divergence of those.
         penalty: standard error of those.
+        outside_gain: as `gain`, of the candidates from outside; (E,).
+        outside_error: its standard error; (E,).
         gaussian_loss: of the Gaussian reference.
         weights: of the held-out points, sum to one.
     """
@@ -82,6 +72,8 @@ class HeldOut(NamedTuple):
     scores: Float[Array, "S n D"]
     linear: Float[Array, " S"]
     penalty: Float[Array, " S"]
+    outside_gain: Float[Array, " E"]
+    outside_error: Float[Array, " E"]
     gaussian_loss: Float[Array, ""]
     weights: Float[Array, " n"]
 
@@ -95,6 +87,8 @@ def held_out(
     filters: Filters,
     num_errors: Float[Array, ""],
     num_best: int,
+    num_covariates: int,
+    outside: tuple[Float[Array, "E n D"], Float[Array, "E n"]],
 ) -> HeldOut:
     """Return the held-out losses of all candidates.
 
@@ -108,6 +102,8 @@ def held_out(
         filters: candidates within a configuration.
         num_errors: c.
         num_best: q, how many candidates of each configuration keep their predictions.
+        num_covariates: leading coordinates of y, which condition and are not judged.
+        outside: held-out scores and divergences of the candidates that are not in the grid.
 
     Cost O(N K (T^3 + V T J)) with N configurations, T replaced by the number of landmarks in T^3.
     """
@@ -116,9 +112,10 @@ def held_out(
     judge_weights = w[judge] / jnp.sum(w[judge])
     weighted = weights is not None
     prepared = jax.lax.map(
-        lambda train: _prepare(y, unit, w, train, grid.metrics, weighted), folds.train
+        lambda train: prepare(y, unit, w, train, grid.metrics, weighted, num_covariates),
+        folds.train,
     )
-    atoms, divergences = jax.vmap(_atom_scores)(prepared.mean, prepared.precisions, y[folds.judge])
+    atoms, divergences = jax.vmap(atom_scores)(prepared.mean, prepared.precisions, y[folds.judge])
     # (K, A, V, D) -> (A, n, D)
     atoms = jnp.swapaxes(atoms, 0, 1).reshape(atoms.shape[1], *y[judge].shape)
     divergences = jnp.repeat(divergences.T, folds.judge.shape[1], axis=1)
@@ -168,91 +165,20 @@ def held_out(
 
     mean, error, best, scores, linear = jax.lax.map(configuration, jnp.arange(len(grid.kernel)))
     _, atom_errors = jax.vmap(judged)(atoms, divergences)
+    outside_gain, outside_error = jax.vmap(judged)(*outside)
     picked = jnp.take_along_axis(error, best, axis=1).reshape(-1)
+    others = [divergences @ judge_weights, outside[1] @ judge_weights]
     return HeldOut(
         mean,
         error,
         best,
-        jnp.concatenate([scores.reshape(-1, *scores.shape[2:]), atoms]),
-        jnp.concatenate([linear.reshape(-1), divergences @ judge_weights]),
-        jnp.concatenate([picked, atom_errors]),
+        jnp.concatenate([scores.reshape(-1, *scores.shape[2:]), atoms, outside[0]]),
+        jnp.concatenate([linear.reshape(-1), *others]),
+        jnp.concatenate([picked, atom_errors, outside_error]),
+        outside_gain,
+        outside_error,
         jnp.sum(judge_weights * base),
         judge_weights,
-    )
-
-
-class _Prepared(NamedTuple):
-    """What one training set gives to every configuration: A Gaussians, one place per metric."""
-
-    mean: Float[Array, " D"]
-    precisions: Float[Array, "A D D"]
-    coordinates: Coordinates
-    medians: Float[Array, " metrics"]
-
-
-def _prepare(
-    y: Array, unit: Array, weights: Array, train: Array, metrics: tuple[str, ...], weighted: bool
-) -> _Prepared:
-    samples, w = y[train], weights[train] / jnp.sum(weights[train])
-    typical = equally_weighted(samples, w) if weighted else samples
-    m = moments(samples, w)
-    places = [metric_coordinates(name, m, unit, "whitened" in metrics) for name in metrics]
-    medians = [
-        median_lengthscale(place.to_metric(typical), max_samples=_MEDIAN_SAMPLES)
-        for place in places
-    ]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *places)
-    return _Prepared(m.mean, gaussian_precisions(m, unit), stacked, jnp.stack(medians))
-
-
-def equally_weighted(samples: Float[Array, "M D"], weights: Float[Array, " M"]) -> Array:
-    """Return as many rows, each as often as its weight says (systematic resampling)."""
-    size = samples.shape[0]
-    places = (jnp.arange(size, dtype=samples.dtype) + 0.5) / size
-    return samples[jnp.clip(jnp.searchsorted(jnp.cumsum(weights), places), 0, size - 1)]
-
-
-def metric_coordinates(name: str, m: Moments, unit: Array, matrices: bool) -> Coordinates:
-    """Return the coordinates of a metric in standardised units, as matrices or as vectors."""
-    spread = jnp.sqrt(jnp.where(m.varies, jnp.diagonal(m.covariance), 1))
-    if name == "whitened":
-        factor = scaled_cholesky(shrunk_covariance(m, shrinkage_amount(m)))
-        return Coordinates(m.mean, factor)
-    if name == "isotropic":
-        largest = jnp.max(jnp.where(m.varies, spread * unit, 0))
-        spread = jnp.where(largest > 0, largest, 1) / unit
-    return Coordinates(m.mean, jnp.diag(spread) if matrices else spread)
-
-
-def gaussian_precisions(m: Moments, unit: Float[Array, " D"]) -> Float[Array, "A D D"]:
-    """Return the precisions of `ATOMS`: from the full covariance to an isotropic one."""
-    full = gaussian_reference(m)
-    amount = 0.5 * (1 + shrinkage_amount(m))
-    half, diagonal = gaussian_reference(m, amount), gaussian_reference(m, 1.0)
-    count = jnp.maximum(jnp.sum(m.varies.astype(unit.dtype)), 1)
-    variance = jnp.sum(jnp.where(m.varies, jnp.diagonal(m.covariance) * unit**2, 0)) / count
-    isotropic = jnp.where(m.varies, unit**2 / jnp.where(variance > 0, variance, 1), 0)
-    return jnp.stack([full.precision, half.precision, diagonal.precision, jnp.diag(isotropic)])
-
-
-def _atom_scores(
-    mean: Float[Array, " D"], precisions: Float[Array, "A D D"], points: Float[Array, "V D"]
-) -> tuple[Float[Array, "A V D"], Float[Array, " A"]]:
-    scores = jax.vmap(lambda p: GaussianReference(mean, p).score(points))(precisions)
-    return scores, -jnp.trace(precisions, axis1=1, axis2=2)
-
-
-def basis_of(
-    kernel: RadialChoice, z: Array, weights: Array | None, landmarks: Array | None
-) -> Basis:
-    """Return the leading eigenfunctions on the samples, or in the span of landmarks."""
-    num = min(MAX_PAIRS, z.shape[0])
-    if landmarks is None:
-        return full_basis(kernel, z, weights, num)
-    uniform = or_equal(weights, z)
-    basis = landmark_basis(kernel, z, uniform, landmarks)
-    return basis._replace(
-        transform=basis.transform[:, :num], values=basis.values[:num], kept=basis.kept[:num]
     )
 
 

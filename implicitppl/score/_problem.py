@@ -19,23 +19,28 @@ _BATCHES = 20
 
 
 class Problem(NamedTuple):
-    """Standardised samples: y = (x - shift) / scale, weights sum to one."""
+    """Standardised samples: y = (x - shift) / scale, weights sum to one.
+
+    With covariates a row is (c, x), and `num_covariates` is how many of its entries are c.
+    """
 
     y: Float[Array, "M D"]
     frame: Coordinates
     unit: Float[Array, " D"]
     weights: Float[Array, " M"] | None
     moments: Moments
+    num_covariates: int
 
 
-def standardise(samples: Array, weights: Array | None) -> Problem:
+def standardise(samples: Array, weights: Array | None, num_covariates: int) -> Problem:
     """Return the samples in standard deviations; constant coordinates become 0."""
     m = moments(samples, or_equal(weights, samples))
     spread = jnp.sqrt(jnp.where(m.varies, jnp.diagonal(m.covariance), 0))
     largest = jnp.max(spread)
     spread = jnp.where(m.varies, spread, jnp.where(largest > 0, largest, 1))
     frame = Coordinates(m.mean, spread)
-    return Problem(frame.to_metric(samples), frame, spread / jnp.max(spread), weights, m)
+    unit = spread / jnp.max(spread[num_covariates:])
+    return Problem(frame.to_metric(samples), frame, unit, weights, m, num_covariates)
 
 
 def make_folds(size: int, num_folds: int, autocorrelated: bool) -> Folds:

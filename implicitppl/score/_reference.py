@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from implicitppl.score._moments import Moments, scaled_cholesky, shrinkage_amount, shrunk_covariance
 
-ReferenceLike = str | Callable[[Array], Array] | None
+ReferenceLike = str | Callable[..., Array] | None
 
 
 class Reference(eqx.Module):
@@ -53,9 +53,10 @@ class GaussianReference(Reference):
 
 
 class CallableReference(Reference):
-    """A score given by the user as a function of one point (D,)."""
+    """A score given by the user as a function of one point (D,), and of its covariates (C,)."""
 
-    function: Callable[[Array], Array]
+    function: Callable[..., Array]
+    num_covariates: int = eqx.field(static=True, default=0)
 
     def score(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
         return jax.vmap(self._one)(x)
@@ -63,14 +64,16 @@ class CallableReference(Reference):
     def divergence(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
         return jax.vmap(lambda point: jnp.trace(jax.jacfwd(self._one)(point)))(x)
 
-    def _one(self, point: Float[Array, " D"]) -> Float[Array, " D"]:
-        value = jnp.asarray(self.function(point))
+    def _one(self, row: Float[Array, " D"]) -> Float[Array, " D"]:
+        covariates, point = row[: self.num_covariates], row[self.num_covariates :]
+        arguments = (point, covariates) if self.num_covariates else (point,)
+        value = jnp.asarray(self.function(*arguments))
         if value.shape != point.shape:
             raise ValueError(
                 f"`reference` must map a point of shape {point.shape} to a score of the same "
                 f"shape; got shape {value.shape}."
             )
-        return value.astype(point.dtype)
+        return jnp.concatenate([jnp.zeros_like(covariates), value.astype(point.dtype)])
 
 
 class StaticFunction(eqx.Module):
@@ -78,21 +81,25 @@ class StaticFunction(eqx.Module):
 
     function: Callable[[Array], Any] = eqx.field(static=True)
 
-    def __call__(self, x: Array) -> Any:
-        return self.function(x)
+    def __call__(self, *arguments: Array) -> Any:
+        return self.function(*arguments)
 
 
 def gaussian_reference(
-    m: Moments, shrinkage: float | Float[Array, ""] | None = None
+    m: Moments, shrinkage: float | Float[Array, ""] | None = None, num_covariates: int = 0
 ) -> GaussianReference:
-    """Return the plug-in Gaussian score of samples with the given moments."""
+    """Return the plug-in Gaussian score of samples with the given moments.
+
+    With covariates that of the linear regression on them: of P only the columns of x are kept.
+    """
     dimension = m.mean.shape[0]
     amount = shrinkage_amount(m) if shrinkage is None else jnp.asarray(shrinkage, m.size.dtype)
     factor = scaled_cholesky(shrunk_covariance(m, amount))
     inverse = cho_solve((factor, True), jnp.eye(dimension, dtype=factor.dtype))
     unbiased = 1 - (1 - amount) * (dimension + 1) / jnp.maximum(m.size - 1, 1e-6)
     precision = inverse * jnp.where(m.size > dimension + 3, unbiased, 1)
-    both = m.varies[:, None] & m.varies[None, :]
+    scored = m.varies & (jnp.arange(dimension) >= num_covariates)
+    both = m.varies[:, None] & scored[None, :]
     return GaussianReference(m.mean, jnp.where(both, precision, 0))
 
 
@@ -115,13 +122,13 @@ def as_reference(reference: ReferenceLike) -> eqx.Module | None:
     return StaticFunction(reference)
 
 
-def fit_reference(reference: Any, m: Moments) -> Reference | None:
+def fit_reference(reference: Any, m: Moments, num_covariates: int = 0) -> Reference | None:
     """Return the reference score of a fit: fitted, given, or none."""
     if reference is None:
         return None
     if isinstance(reference, _FittedGaussian):
-        return gaussian_reference(m)
-    return CallableReference(reference)
+        return gaussian_reference(m, num_covariates=num_covariates)
+    return CallableReference(reference, num_covariates)
 
 
 def reference_name(reference: eqx.Module | None) -> str:

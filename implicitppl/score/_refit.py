@@ -10,15 +10,16 @@ from implicitppl.linalg import RelativeRidge
 from implicitppl.score._basis import stein_targets
 from implicitppl.score._checks import or_equal
 from implicitppl.score._expansion import Expansion
+from implicitppl.score._fitted import FittedScore
 from implicitppl.score._grid import RadialChoice
-from implicitppl.score._held_out import (
+from implicitppl.score._metric import Coordinates
+from implicitppl.score._moments import moments
+from implicitppl.score._prepared import (
     basis_of,
     equally_weighted,
     gaussian_precisions,
     metric_coordinates,
 )
-from implicitppl.score._metric import Coordinates
-from implicitppl.score._moments import moments
 from implicitppl.score._problem import Problem
 from implicitppl.score._reference import GaussianReference
 from implicitppl.score._stack import Stack
@@ -43,11 +44,12 @@ def refit(
     size = y.shape[0]
     w = or_equal(problem.weights, y)
     m = moments(y, w)
-    places = [metric_coordinates(n, m, problem.unit, "whitened" in metrics) for n in metrics]
+    num, matrices = problem.num_covariates, "whitened" in metrics
+    places = [metric_coordinates(n, m, problem.unit, matrices, num) for n in metrics]
     typical = y if problem.weights is None else equally_weighted(y, w)
     medians = jnp.stack([median_lengthscale(place.to_metric(typical)) for place in places])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *places)
-    precisions = gaussian_precisions(m, problem.unit)
+    precisions = gaussian_precisions(m, problem.unit, num)
     base = GaussianReference(m.mean, precisions[0]).score(y)
 
     def member(r: Array) -> tuple[Expansion, Array]:
@@ -65,8 +67,9 @@ def refit(
         place = Coordinates(
             frame.shift + frame.scale * where.shift,
             frame.scale * where.scale if scale is None else scale,
+            num,
         )
-        data_unit = place.scale[0, 0] if place.scale.ndim == 2 else place.scale[0]
+        data_unit = place.scale[-1, -1] if place.scale.ndim == 2 else place.scale[-1]
         isotropic = jnp.asarray([name == "isotropic" for name in metrics])[metric[r]]
         lengthscale = medians[metric[r]] * factor[r] * jnp.where(isotropic, data_unit, 1)
         return Expansion(chosen, place, basis.centres, coefficients), lengthscale
@@ -87,6 +90,8 @@ def bounded_parts(
     mean: Float[Array, " D"],
     precisions: Float[Array, "A D D"],
     shares: Float[Array, " A"],
+    others: tuple[FittedScore, ...],
+    other_shares: Float[Array, " E"],
     problem: Problem,
 ) -> tuple[GaussianReference, Stack]:
     """Return s_G, its shares scaled to one, and what the stack adds to it, not bounded yet."""
@@ -94,10 +99,10 @@ def bounded_parts(
     full = jnp.zeros_like(shares).at[0].set(1)
     scaled = jnp.where(total > 0.01, shares / jnp.where(total > 0, total, 1), full)
     gaussian = jnp.einsum("a,aij->ij", scaled, precisions)
-    rest = jnp.einsum("a,aij->ij", shares - scaled, precisions)
+    rest = GaussianReference(mean, jnp.einsum("a,aij->ij", shares - scaled, precisions))
     unit = jnp.broadcast_to(problem.frame.scale, mean.shape)
     infinite = jnp.asarray(jnp.inf, mean.dtype)
-    stack = Stack(members, kernel_shares, GaussianReference(mean, rest), unit, infinite)
+    stack = Stack(members, kernel_shares, others, other_shares, rest, unit, infinite)
     return GaussianReference(mean, gaussian), stack
 
 

@@ -7,6 +7,9 @@ estimate gets weight only where its held-out gain, alone or by averaging, is wor
 loss is quadratic in s, so this is a quadratic programme with a few dozen unknowns.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -15,16 +18,18 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from implicitppl.linalg import check_non_negative
-from implicitppl.score._checks import check_key, check_weighted, or_equal
+from implicitppl.score._checks import check_key, check_weighted, join_covariates, or_equal
 from implicitppl.score._choice import choose_stack
 from implicitppl.score._fitted import FittedScore
 from implicitppl.score._gaussian import Gaussian
 from implicitppl.score._grid import filter_grid, kernel_grid
 from implicitppl.score._held_out import held_out
+from implicitppl.score._mesh import on_one_device
 from implicitppl.score._moments import moments
+from implicitppl.score._outside import candidate_predictions, check_candidates, fit_candidate
 from implicitppl.score._problem import judged_rows, make_folds, random_order, standardise
 from implicitppl.score._refit import bounded_parts, refit, with_bound
-from implicitppl.score._stack import MIN_SAMPLES, SelectionInfo
+from implicitppl.score._selection_info import MIN_SAMPLES, SelectionInfo, no_selection
 from implicitppl.score._support import nearest_neighbour_support
 
 # Samples whose span the final fit searches.
@@ -41,7 +46,9 @@ def select(
     samples: ArrayLike,
     *,
     key: Array,
+    covariates: ArrayLike | None = None,
     weights: ArrayLike | None = None,
+    candidates: Sequence[Any] = (),
     num_folds: int = 5,
     num_errors: float | int = 2.5,
     autocorrelated: bool = False,
@@ -60,7 +67,12 @@ def select(
         samples: (M, D), finite, each row a draw from q.
         key: decides the folds (unless `autocorrelated`), and the landmarks of large samples; the
             result is a function of samples and key.
+        covariates: (M, C), for the conditional score grad_x log q(x | c), called as
+            `fitted(x, covariates)`; see `SSGE.fit`. Only the score in x is judged.
         weights: (M,) non-negative importance weights; None for equal ones.
+        candidates: estimators of your own that are judged and stacked with the grid, such as
+            `KEF()` or `SlicedScoreMatching()`; each is fitted `num_folds` + 1 times, on all
+            samples.
         num_folds: K; metric, width, Gaussian and eigenfunctions are fitted inside each fold.
         num_errors: 0 stacks by the plain held-out loss, which overfits small samples; large
             values return the Gaussian.
@@ -73,9 +85,10 @@ def select(
 
     Raises:
         ValueError: for samples or weights as in `SSGE.fit`, `num_folds` < 2 or more than
-            M / 2, negative `num_errors`, or a `key` that is not one key.
+            M / 2, negative `num_errors`, a `key` that is not one key, or a candidate without `fit`.
 
-    Runs under `jit` and `vmap` (one problem after the other). Cost O(100 M^3) for M <= 312,
+    Runs under `jit` and `vmap` (one problem after the other); samples spread over a mesh are
+    gathered on one device, and the result is copied to all. Cost O(100 M^3) for M <= 312,
     beyond O(M) with 200 landmarks in the folds, candidates compared on at most 4000 samples; the
     fit uses all samples, and 300 landmarks for M > 625. For scores on the samples themselves, as
     in `ImplicitELBO`, use `SSGE`, whose Stein identity holds on its own particles. Losses are
@@ -96,17 +109,19 @@ def select(
     """
     samples, weights = check_weighted(samples, weights)
     check_key(key)
+    candidates = check_candidates(candidates)
     if isinstance(num_folds, bool) or num_folds < 2:
         raise ValueError(f"`num_folds` must be at least 2; got {num_folds}.")
     check_non_negative("num_errors", num_errors)
     if samples.shape[0] < MIN_SAMPLES:
-        return _gaussian_only(samples, weights)
+        return _gaussian_only(samples, covariates, weights)
     if 2 * num_folds > samples.shape[0]:
         raise ValueError(
             f"`num_folds` must leave at least 2 samples in each fold; got {num_folds} folds of "
             f"{samples.shape[0]} samples."
         )
-    samples, weights = jax.lax.stop_gradient((samples, weights))
+    joint, num_covariates = join_covariates(samples, covariates)
+    joint, weights = jax.lax.stop_gradient((joint, weights))
     # An array, so that another value compiles nothing; bounded, because inf times 0 is NaN.
     charge = jnp.minimum(jnp.asarray(num_errors, samples.dtype), _LARGEST_CHARGE)
 
@@ -114,9 +129,11 @@ def select(
     # would be in memory at once, and a batched eigh inside a loop can hang on the CPU.
     @jax.custom_batching.sequential_vmap
     def solve(samples: Array, weights: Array | None, key: Array, charge: Array) -> FittedScore:
-        return _select(samples, weights, key, charge, num_folds, autocorrelated)
+        return _select(
+            samples, weights, key, charge, candidates, num_folds, autocorrelated, num_covariates
+        )
 
-    return solve(samples, weights, key, charge)
+    return on_one_device(solve, joint, weights, key, charge)
 
 
 @eqx.filter_jit
@@ -125,12 +142,14 @@ def _select(
     weights: Array | None,
     key: Array,
     num_errors: Float[Array, ""],
+    candidates: tuple[Any, ...],
     num_folds: int,
     autocorrelated: bool,
+    num_covariates: int,
 ) -> FittedScore:
     size, dimension = samples.shape
     uniform = or_equal(weights, samples)
-    problem = standardise(samples, weights)
+    problem = standardise(samples, weights, num_covariates)
     order = random_order(key, size, weights)
     folds = make_folds(min(size, _JUDGED), num_folds, autocorrelated)
     rows = judged_rows(key, order, weights, min(size, _JUDGED), autocorrelated)
@@ -138,7 +157,37 @@ def _select(
     grid, filters = kernel_grid(folds.train.shape[1], dimension), filter_grid()
     room = int(_PREDICTIONS / (len(grid.kernel) * folds.judge.size * dimension))
     num_best = max(1, min(_BEST, room))
-    found = held_out(problem.y[rows], problem.unit, w, folds, grid, filters, num_errors, num_best)
+    outside_key = jax.random.fold_in(key, 1)
+    outside = (
+        jnp.zeros((0, folds.judge.size, dimension), samples.dtype),
+        jnp.zeros((0, folds.judge.size), samples.dtype),
+    )
+    if candidates:
+        # What is not judged trains, except between the draws of a chain, which depend on them.
+        rest = order[:0] if autocorrelated else order[rows.shape[0] :]
+        outside = candidate_predictions(
+            candidates,
+            samples,
+            weights,
+            rows,
+            rest,
+            folds,
+            problem.frame,
+            outside_key,
+            num_covariates,
+        )
+    found = held_out(
+        problem.y[rows],
+        problem.unit,
+        w,
+        folds,
+        grid,
+        filters,
+        num_errors,
+        num_best,
+        num_covariates,
+        outside,
+    )
     choice = choose_stack(found, num_errors, problem.moments.size)
     config, which = choice.picked // num_best, found.best.reshape(-1)[choice.picked]
     kernel, metric = jnp.asarray(grid.kernel)[config], jnp.asarray(grid.metric)[config]
@@ -153,7 +202,15 @@ def _select(
     shares = choice.gaussian_shares.at[0].add(
         jnp.sum(choice.shares * reference.astype(samples.dtype))
     )
-    gaussian, stack = bounded_parts(members, choice.shares, mean, precisions, shares, problem)
+    others = tuple(
+        fit_candidate(candidate, samples, weights, candidate_key, num_covariates)
+        for candidate, candidate_key in zip(
+            candidates, jax.random.split(outside_key, len(candidates)), strict=True
+        )
+    )
+    gaussian, stack = bounded_parts(
+        members, choice.shares, mean, precisions, shares, others, choice.outside_shares, problem
+    )
     stack = with_bound(stack, samples[rows])
     gain, error = found.gain[config, which], found.error[config, which]
     finite = [jnp.all(jnp.isfinite(a)) for a in (samples, members.coefficients, choice.shares)]
@@ -163,7 +220,11 @@ def _select(
         num_samples=size,
         num_judged=folds.judge.size,
         metrics=grid.metrics,
+        candidates=tuple(type(candidate).__name__ for candidate in candidates),
         weights=choice.shares,
+        candidate_weights=choice.outside_shares,
+        candidate_gain=found.outside_gain,
+        candidate_error=found.outside_error,
         gaussian_weights=choice.gaussian_shares,
         kernel=kernel,
         metric=metric,
@@ -185,46 +246,27 @@ def _select(
         finite=finite[0] & finite[1] & finite[2],
     )
     support = nearest_neighbour_support(samples, uniform, problem.moments, order)
-    return FittedScore(info, stack, gaussian, dimension, support)
+    return FittedScore(
+        info, stack, gaussian, dimension - num_covariates, support, num_covariates=num_covariates
+    )
 
 
-def _gaussian_only(samples: Array, weights: Array | None) -> FittedScore:
+def _gaussian_only(
+    samples: Array, covariates: ArrayLike | None, weights: Array | None
+) -> FittedScore:
     """Return the Gaussian in the form of a selection, where there is nothing to hold out."""
-    fitted = Gaussian().fit(samples, weights=weights)
+    fitted = Gaussian().fit(samples, covariates=covariates, weights=weights)
+    dimension = samples.shape[1]
+    samples, num_covariates = join_covariates(samples, covariates)
     size, dtype = samples.shape[0], samples.dtype
     uniform = or_equal(weights, samples)
-    none, nan = jnp.zeros((0,), dtype), jnp.asarray(jnp.nan, dtype)
-    info = SelectionInfo(
-        estimator="select",
-        solver="none",
-        num_samples=size,
-        num_judged=0,
-        metrics=(),
-        weights=none,
-        gaussian_weights=jnp.asarray([1.0, 0.0, 0.0, 0.0], dtype),
-        kernel=none.astype(int),
-        metric=none.astype(int),
-        lengthscale=none,
-        level=none,
-        power=none,
-        reference=none.astype(int),
-        gain=none,
-        error=none,
-        stacked_gain=jnp.zeros((), dtype),
-        gaussian_loss=nan,
-        all_gains=jnp.zeros((0, 0), dtype),
-        all_errors=jnp.zeros((0, 0), dtype),
-        grid=jnp.zeros((0, 3), dtype),
-        filters=jnp.zeros((0, 3), dtype),
-        num_errors=nan,
-        explained=nan,
-        effective_size=fitted.info.effective_size,
-        finite=fitted.info.finite,
-    )
+    info = no_selection(size, dtype, fitted.info.effective_size, fitted.info.finite)
     support = nearest_neighbour_support(
         samples, uniform, moments(samples, uniform), jnp.arange(size)
     )
-    return FittedScore(info, None, fitted.reference, samples.shape[1], support)
+    return FittedScore(
+        info, None, fitted.reference, dimension, support, num_covariates=num_covariates
+    )
 
 
 def _table(dtype: jnp.dtype, *columns: np.ndarray) -> Float[Array, "rows columns"]:

@@ -12,9 +12,11 @@ from implicitppl.score import (
     KDE,
     KEF,
     SSGE,
+    DenoisingScoreMatching,
     Gaussian,
     Landweber,
     NuMethod,
+    SlicedScoreMatching,
     SpectralCutoff,
     Stein,
     Tikhonov,
@@ -22,6 +24,7 @@ from implicitppl.score import (
 )
 from tests.helpers import assert_compiles_once
 
+TINY: dict[str, Any] = {"width": 4, "depth": 1, "num_steps": 20, "num_checks": 2, "batch_size": 8}
 ESTIMATORS: dict[str, Any] = {
     "SSGE": SSGE(),
     "SSGE gaussian": SSGE(reference="gaussian"),
@@ -37,8 +40,14 @@ ESTIMATORS: dict[str, Any] = {
     "KEF gaussian": KEF(reference="gaussian", metric="whitened"),
     "KDE": KDE(),
     "Gaussian": Gaussian(),
+    "SlicedScoreMatching": SlicedScoreMatching(**TINY),
+    "DenoisingScoreMatching": DenoisingScoreMatching(**TINY, noise=0.1),
 }
-every_estimator = pytest.mark.parametrize("name", ESTIMATORS)
+NETWORKS = ("SlicedScoreMatching", "DenoisingScoreMatching")  # seconds of compilation each
+every_estimator = pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in NETWORKS else n for n in ESTIMATORS],
+)
 
 
 def _samples(num: int = 30, dimension: int = 3, seed: int = 0) -> jax.Array:
@@ -113,7 +122,17 @@ DEGENERATE = {
 @pytest.mark.parametrize("case", DEGENERATE)
 @pytest.mark.parametrize(
     "name",
-    ["SSGE", "SSGE whitened", "SSGE diagonal", "SSGE landmarks", "Stein", "KEF", "KDE", "Gaussian"],
+    [
+        "SSGE",
+        "SSGE whitened",
+        "SSGE diagonal",
+        "SSGE landmarks",
+        "Stein",
+        "KEF",
+        "KDE",
+        "Gaussian",
+        pytest.param("SlicedScoreMatching", marks=pytest.mark.slow),
+    ],
 )
 def test_degenerate_samples_give_finite_scores(name, case):
     x = DEGENERATE[case](np.array(_samples(), np.float32)).astype(np.float32)

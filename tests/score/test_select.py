@@ -8,8 +8,9 @@ import pytest
 from implicitppl.kernels import RBF, InverseMultiquadric
 from implicitppl.linalg import RelativeRidge
 from implicitppl.score import Gaussian, KernelEstimator, matching_loss, select
-from implicitppl.score._held_out import Folds, _mean_and_error, equally_weighted
+from implicitppl.score._held_out import Folds, _mean_and_error
 from implicitppl.score._moments import moments
+from implicitppl.score._prepared import equally_weighted
 from implicitppl.score._problem import make_folds
 from implicitppl.score._support import Support, nearest_neighbour_support
 from tests.helpers import assert_compiles_once
@@ -381,6 +382,64 @@ def test_few_samples_give_the_gaussian():
     assert bool(fitted.off_support(jnp.array([90.0, 0.0])))
 
 
+def _bent_score(x: jax.Array) -> jax.Array:
+    """Return the score of the distribution of `_bent`, for one point."""
+    second = (x[1] - 0.2 * x[0] ** 2) / 0.49
+    return jnp.stack([-x[0] / 4 + 0.4 * x[0] * second, -second])
+
+
+@pytest.mark.slow
+def test_candidates_of_your_own_are_judged_and_stacked():
+    # One knows the truth, up to a kernel residual that is shrunk away; the other is useless.
+    with jax.enable_x64(True):
+        x = jnp.asarray(_bent())
+        oracle = KernelEstimator(RelativeRidge(1e6), reference=_bent_score)
+        useless = KernelEstimator(RelativeRidge(1e6), reference=lambda p: 3 * p)
+        fitted = select(x, key=KEY, candidates=(useless, oracle))
+        info = fitted.info
+        order = np.asarray(jax.random.permutation(KEY, M))
+        scale = x.std(axis=0, ddof=1)
+        for index, estimator in enumerate((useless, oracle)):
+            gains = [
+                _standardised_loss(estimator, x[rows], x[held], scale)
+                - _standardised_loss(Gaussian(), x[rows], x[held], scale)
+                for rows, held in _splits(order)
+            ]
+            assert float(info.candidate_gain[index]) == pytest.approx(np.mean(gains), rel=1e-9)
+        assert float(info.candidate_weights[0]) == 0
+        assert float(info.candidate_weights[1]) > 0.5
+        fresh = jnp.asarray(_bent(500, seed=7))
+        truth = jax.vmap(_bent_score)(fresh)
+        error, without = (
+            float(jnp.mean((f(fresh) - truth) ** 2)) for f in (fitted, select(x, key=KEY))
+        )
+        assert error < 0.3 * without
+        trace = jax.vmap(lambda p: jnp.trace(jax.jacfwd(fitted)(p)))(fresh[:5])
+        np.testing.assert_allclose(fitted.divergence(fresh[:5]), trace, rtol=1e-8)
+        assert "KernelEstimator: " in info.explain()
+
+
+@pytest.mark.slow
+def test_a_candidate_without_a_share_changes_nothing(bent):
+    x, fitted = bent
+    same = select(x, key=KEY, candidates=[KernelEstimator(RelativeRidge(1e6))])
+    np.testing.assert_array_equal(same.info.candidate_weights, [0.0])
+    np.testing.assert_allclose(same(x), fitted(x), rtol=1e-4, atol=1e-4)
+    inside = jax.jit(lambda s: select(s, key=KEY, candidates=(Gaussian(),))(s))(x)
+    assert bool(jnp.all(jnp.isfinite(inside)))
+
+
+@pytest.mark.slow
+def test_candidates_with_covariates_and_weights():
+    x = jnp.asarray(_bent(), jnp.float32)
+    near = jnp.linspace(0.5, 1.5, M)
+    fitted = select(
+        x[:, 1:], key=KEY, covariates=x[:, :1], weights=near, candidates=(Gaussian(shrinkage=1.0),)
+    )
+    assert bool(fitted.info.finite)
+    assert fitted(x[:, 1:], x[:, :1]).shape == (M, 1)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -392,6 +451,9 @@ def test_few_samples_give_the_gaussian():
         (lambda x: select(x, key=jax.random.split(KEY)), r"`key` must be one random key"),
         (lambda x: select(x, key=KEY, num_errors=-1.0), r"`num_errors` must be non-negative"),
         (lambda x: select(x, key=KEY, weights=jnp.ones(3)), r"`weights` must have shape"),
+        (lambda x: select(x, key=KEY, candidates="KEF"), "`candidates` must be a sequence"),
+        (lambda x: select(x, key=KEY, candidates=(Gaussian,)), r"`candidates` must be estimators"),
+        (lambda x: select(x, key=KEY, covariates=jnp.ones((3, 1))), "`covariates` must have"),
     ],
 )
 def test_bad_arguments_raise_at_once(call, message):

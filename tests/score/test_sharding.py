@@ -9,7 +9,7 @@ import pytest
 _SCRIPT = """
 import jax, jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from implicitppl.score import KEF, SSGE, Gaussian, Tikhonov
+from implicitppl.score import KEF, SSGE, Gaussian, Tikhonov, select
 
 x = jax.random.normal(jax.random.key(0), (400, 3))
 q = jax.random.normal(jax.random.key(1), (16, 3))
@@ -25,6 +25,11 @@ for estimator in (
 ):
     one, eight = estimator.fit(x)(q), estimator.fit(spread)(q)
     print(float(jnp.linalg.norm(one - eight) / jnp.linalg.norm(one)))
+one, eight = (select(s[:120], key=jax.random.key(2)) for s in (x, spread))
+assert len(eight.expansion.bound.sharding.device_set) == 8
+queries = jax.device_put(q, NamedSharding(mesh, PartitionSpec("samples")))
+assert len(eight(queries).sharding.device_set) == 8
+print(float(jnp.linalg.norm(one(q) - eight(queries)) / jnp.linalg.norm(one(q))))
 """
 
 
@@ -41,5 +46,5 @@ def test_eight_devices_give_the_answer_of_one():
         env=environment,
     )
     differences = [float(line) for line in output.stdout.split()]
-    assert len(differences) == 5
+    assert len(differences) == 6
     assert max(differences) < 2e-3  # float32 sums in another order, through small eigenvalues
