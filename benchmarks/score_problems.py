@@ -1,10 +1,11 @@
-"""Samples with a known score: three densities in any dimension, and six real posteriors.
+"""Samples with a known score: four densities in any dimension, and six real posteriors.
 
 | problem | definition |
 |---|---|
 | normal | N(0, I) |
 | banana | x_1 ~ N(0, V), x_2 = z + b (x_1^2 - V), b = .03, V = 100, the rest N(0, 1) |
 | mixture | half N(-2 e_1, I), half N(2 e_1, I) |
+| student | independent coordinates, t with five degrees of freedom |
 | a posteriordb name | published draws, unconstrained, standardised; the model's score |
 
 Posterior draws are standardised (one scale for each coordinate, from all 10,000 draws), so that
@@ -22,8 +23,8 @@ from numpyro.infer.util import initialize_model, unconstrain_fn
 
 from benchmarks.posteriors import NAMES, Posterior, load
 
-BEND, VARIANCE, MODE = 0.03, 100.0, 2.0
-DENSITIES = ("normal", "banana", "mixture")
+BEND, VARIANCE, MODE, FREEDOM = 0.03, 100.0, 2.0, 5.0
+DENSITIES = ("normal", "banana", "mixture", "student")
 NUM_QUERIES = 1000
 
 
@@ -37,7 +38,7 @@ class Problem:
 
 
 def density(name: str, size: int, dim: int, seed: int) -> Problem:
-    """Return samples of one of the three densities."""
+    """Return samples of one of the densities."""
     rng = np.random.default_rng([seed, size, dim])
     samples, _ = _draw(name, rng, size, dim)
     queries, truth = _draw(name, rng, NUM_QUERIES, dim)
@@ -58,6 +59,9 @@ def _draw(
         x[:, 0] += rng.choice([-MODE, MODE], size=size)
         score = -x
         score[:, 0] += MODE * np.tanh(MODE * x[:, 0])
+    elif name == "student":
+        x = rng.standard_t(FREEDOM, size=(size, dim))
+        score = -(FREEDOM + 1) * x / (FREEDOM + x**2)
     elif name != "normal":
         raise ValueError(f"`name` must be one of {DENSITIES}; got {name!r}.")
     return x, score

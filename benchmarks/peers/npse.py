@@ -16,6 +16,5 @@ def jitted(estimator: object) -> object:
 
 
 if __name__ == "__main__":
-    # Its SSGE forms an M x M x D array: at M = 2,000, D = 50 that is 800 MB several times over.
-    serve({"npse SSGE": jitted(SSGE())}, largest=500)
+    serve({"npse SSGE": jitted(SSGE())})
     serve({"npse Stein": jitted(Stein())}, largest=100)

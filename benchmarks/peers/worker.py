@@ -3,9 +3,12 @@
 A peer is a script that calls `serve(rows)` with {row name: function (samples, queries) -> scores}.
 It is started as `PYTHON SCRIPT FOLDER`; every `FOLDER/*.npz` holds `samples` and `queries`, and
 `FOLDER/<stem>.<row>.out.npz` gets `scores`, `one_ms` and `all_ms`, CPU milliseconds of the whole
-call (these peers refit with every call) for one query and for all. Times are measured on seed 0.
+call (these peers refit with every call) for one query and for all. Times are measured on seed 0;
+`first_s` is the CPU time of the first call, compilation included, and `peak_mb` how much it raised
+the peak memory of the process. A second argument names the only row that is wanted.
 """
 
+import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -29,17 +32,24 @@ def serve(rows: Mapping[str, Score], largest: int = 2000) -> None:
             continue
         for name, score in rows.items():
             out = file.with_suffix(f".{name}.out.npz")
-            if out.exists():
+            if out.exists() or name not in (sys.argv[2:] or [name]):
                 continue
             times = {"one_ms": np.nan, "all_ms": np.nan}
+            before, start = peak_mb(), time.process_time()
             scores = np.asarray(score(samples, queries))
+            first = {"first_s": time.process_time() - start, "peak_mb": peak_mb() - before}
             if file.stem.endswith("-0"):
                 score(samples, queries[:1])  # what is compiled is compiled before it is timed
                 times = {
                     "one_ms": cpu_ms(score, samples, queries[:1]),
                     "all_ms": cpu_ms(score, samples, queries),
                 }
-            np.savez(out, scores=scores, **times)
+            np.savez(out, scores=scores, **times, **first)
+
+
+def peak_mb() -> float:
+    """Return the largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def cpu_ms(call: Callable[..., object], *arguments: np.ndarray) -> float:

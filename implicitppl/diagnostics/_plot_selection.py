@@ -21,8 +21,8 @@ def plot_selection(fitted: FittedScore, *, title: str | None = None) -> Any:
         A matplotlib `Figure`: a panel for each kernel and reference, the loss difference plus the
         charged standard errors over the level of regularisation, a line for each width, solid for
         Tikhonov and dashed for the ridge of SSGE. Candidates below the zero line are better
-        than the Gaussian beyond doubt; circles are the members of the stack, which may lie above
-        it where averaging makes them useful.
+        than the Gaussian beyond the standard errors that they are charged; circles are the kernel
+        members of the stack, which may lie above it where averaging makes them useful.
 
     Raises:
         ValueError: for a score that was not made by `select`, for several problems at once, and

@@ -30,6 +30,7 @@ from implicitppl.score._reference import (
     reference_name,
 )
 from implicitppl.score._spectral import solver_name, spectral_fit
+from implicitppl.score._tikhonov import ConjugateGradients, TikhonovExpansion, solve
 
 # Beyond this many samples their Gram matrix (100 MB in float32) gives way to landmarks.
 ALL_SAMPLES, DEFAULT_LANDMARKS = 5000, 300
@@ -163,30 +164,68 @@ def _fit(
     kernel = jax.tree.map(lambda leaf: jnp.asarray(leaf, z.dtype), kernel)
     reference = fit_reference(estimator.reference, m, num_covariates)
     scores = None if reference is None else where.score_to_metric(reference.score(samples))
-    centres = None if landmarks is None else z[landmarks]
-    result = spectral_fit(
-        kernel, estimator.filter, z, weights, scores, estimator.max_eigenfunctions, centres
-    )
+    expansion: Expansion | TikhonovExpansion
+    if isinstance(estimator.filter, ConjugateGradients):
+        expansion, found = _by_conjugate_gradients(
+            estimator.filter, kernel, where, z, or_equal(weights, z), scores
+        )
+    else:
+        expansion, found = _by_eigenfunctions(
+            estimator, kernel, where, z, weights, scores, landmarks
+        )
     info = fit_info(
         type(estimator).__name__,
         size,
         m.size,
-        jnp.all(jnp.isfinite(samples)) & jnp.all(jnp.isfinite(result.coefficients)),
+        jnp.all(jnp.isfinite(samples)) & jnp.all(jnp.isfinite(expansion.coefficients)),
         metric=estimator.metric,
         reference=reference_name(estimator.reference),
-        solver=solver_name(size, centres, estimator.filter, estimator.max_eigenfunctions),
         lengthscale=lengthscale,
-        num_eigenfunctions=result.num_eigenfunctions,
-        explained=result.explained,
-        ridge=jnp.asarray(_ridge(estimator.filter, result.largest), samples.dtype),
+        **found,
     )
     return FittedScore(
-        info,
-        Expansion(kernel, where, result.centres, result.coefficients),
-        reference,
-        dimension - num_covariates,
-        num_covariates=num_covariates,
+        info, expansion, reference, dimension - num_covariates, num_covariates=num_covariates
     )
+
+
+def _by_eigenfunctions(
+    estimator: KernelEstimator,
+    kernel: Kernel,
+    where: Coordinates,
+    z: Array,
+    weights: Array | None,
+    scores: Array | None,
+    landmarks: Array | None,
+) -> tuple[Expansion, dict[str, Any]]:
+    """Return the kernel part, and what the info says of it."""
+    centres = None if landmarks is None else z[landmarks]
+    most = estimator.max_eigenfunctions
+    result = spectral_fit(kernel, estimator.filter, z, weights, scores, most, centres)
+    return Expansion(kernel, where, result.centres, result.coefficients), {
+        "solver": solver_name(z.shape[0], centres, estimator.filter, most),
+        "num_eigenfunctions": result.num_eigenfunctions,
+        "explained": result.explained,
+        "ridge": jnp.asarray(_ridge(estimator.filter, result.largest), z.dtype),
+    }
+
+
+def _by_conjugate_gradients(
+    method: ConjugateGradients,
+    kernel: Kernel,
+    where: Coordinates,
+    z: Array,
+    weights: Array,
+    scores: Array | None,
+) -> tuple[TikhonovExpansion, dict[str, Any]]:
+    """Return the kernel part, and what the info says of it."""
+    coefficients, lam, residual = solve(method, kernel, z, weights, scores)
+    return TikhonovExpansion(kernel, where, z, coefficients, weights, lam), {
+        "solver": "conjugate gradients",
+        "num_eigenfunctions": jnp.asarray(z.shape[0], jnp.int32),
+        "explained": jnp.ones_like(lam),
+        "ridge": z.shape[0] * lam,
+        "residual": residual,
+    }
 
 
 def _ridge(spectral_filter: SpectralFilter, largest: Float[Array, ""]) -> ArrayLike:

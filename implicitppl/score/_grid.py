@@ -18,6 +18,7 @@ KERNELS = ("RBF", "InverseMultiquadric")
 FACTORS = (0.7, 1.0, 1.4, 2.0, 4.0)
 LEVELS = tuple(float(level) for level in 10.0 ** -np.arange(0, 6.01, 0.5))
 POWERS = (1.0, 2.0)
+DEFAULT_LEVEL = 10.0**-1.5
 REFERENCES = ("none", "gaussian")
 # A whitened kernel with fewer samples for each dimension would be whitened by a shrunk covariance.
 SAMPLES_PER_DIMENSION = 5
@@ -68,6 +69,17 @@ def kernel_grid(num_train: int, dimension: int) -> Grid:
     axes = np.meshgrid(np.arange(len(KERNELS)), np.arange(len(metrics)), FACTORS, indexing="ij")
     kernel, metric, factor = (axis.ravel() for axis in axes)
     return Grid(kernel, metric, factor, tuple(metrics))
+
+
+def default_configuration(grid: Grid) -> int:
+    """Return the place of the RBF kernel with the median width in the isotropic metric."""
+    return int(np.flatnonzero((grid.kernel == 0) & (grid.metric == 0) & (grid.factor == 1.0))[0])
+
+
+def default_filters(filters: Filters) -> list[int]:
+    """Return the places of Tikhonov with a level of .03, without and with the Gaussian."""
+    chosen = (filters.power == 1) & np.isclose(filters.level, DEFAULT_LEVEL)
+    return [int(place) for place in np.flatnonzero(chosen)]
 
 
 def filter_grid() -> Filters:

@@ -14,18 +14,30 @@ A candidate is judged by the paired difference of its loss to that of the Gaussi
 
 because the smallest of a thousand noisy means is mostly noise: at M = 100 the candidate with the
 smallest mean has twenty times the error of the Gaussian on normal samples.
+
+Where the samples are clearly not Gaussian (`_normality`), the Gaussian deserves no such protection,
+and on heavy tails, where its loss is dominated by a few samples, no other estimate would ever be
+believed. The standard error is then of the difference to the rival: the best by its mean of the
+Gaussian and of two defaults that were not searched for.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from implicitppl.linalg import RelativeRidge
 from implicitppl.score._basis import stein_targets
 from implicitppl.score._checks import or_equal
-from implicitppl.score._grid import Filters, Grid, RadialChoice
+from implicitppl.score._grid import (
+    Filters,
+    Grid,
+    RadialChoice,
+    default_configuration,
+    default_filters,
+)
 from implicitppl.score._metric import Coordinates
 from implicitppl.score._prepared import atom_scores, basis_of, prepare
 from implicitppl.score._reference import GaussianReference
@@ -54,7 +66,7 @@ class HeldOut(NamedTuple):
 
     Attributes:
         gain: mean difference of the loss to the Gaussian's, negative is better; (N, F).
-        error: standard error of that difference; (N, F).
+        error: standard error of its difference to the Gaussian, the rival, or in between; (N, F).
         best: index of the filter, for the q best of each configuration; (N, q).
         scores: held-out scores of those, then of the A Gaussian atoms, then of the E candidates
             from outside the grid; (N q + A + E, n, D).
@@ -89,6 +101,7 @@ def held_out(
     num_best: int,
     num_covariates: int,
     outside: tuple[Float[Array, "E n D"], Float[Array, "E n"]],
+    doubt: Float[Array, ""],
 ) -> HeldOut:
     """Return the held-out losses of all candidates.
 
@@ -104,6 +117,7 @@ def held_out(
         num_best: q, how many candidates of each configuration keep their predictions.
         num_covariates: leading coordinates of y, which condition and are not judged.
         outside: held-out scores and divergences of the candidates that are not in the grid.
+        doubt: from 0, errors are of the difference to the Gaussian, to 1, to the rival.
 
     Cost O(N K (T^3 + V T J)) with N configurations, T replaced by the number of landmarks in T^3.
     """
@@ -121,12 +135,18 @@ def held_out(
     divergences = jnp.repeat(divergences.T, folds.judge.shape[1], axis=1)
     base = 0.5 * jnp.sum(atoms[0] ** 2, axis=1) + divergences[0]
 
-    def judged(scores: Array, divergence: Array) -> tuple[Array, Array]:
-        """Return the mean difference to the Gaussian and its standard error."""
-        difference = 0.5 * jnp.sum(scores**2, axis=1) + divergence - base
-        return _mean_and_error(difference, judge_weights, folds)
+    def difference(scores: Array, divergence: Array) -> Array:
+        """Return the loss minus that of the Gaussian, at every held-out point."""
+        return 0.5 * jnp.sum(scores**2, axis=1) + divergence - base
 
-    def configuration(index: Array) -> tuple[Array, ...]:
+    def judged(scores: Array, divergence: Array, rival: Array) -> tuple[Array, Array]:
+        """Return the mean difference to the Gaussian, and the error that it is charged with."""
+        to_gaussian = difference(scores, divergence)
+        mean, error = _mean_and_error(to_gaussian, judge_weights, folds)
+        _, to_rival = _mean_and_error(to_gaussian - rival, judge_weights, folds)
+        return mean, (1 - doubt) * error + doubt * to_rival
+
+    def configuration(rival: Array, index: Array) -> tuple[Array, tuple[Array, ...]]:
         kind, metric, factor = (
             jnp.asarray(grid.kernel)[index],
             jnp.asarray(grid.metric)[index],
@@ -157,15 +177,23 @@ def held_out(
             along = jnp.einsum("kvj,kj->kv", slope[:, reference], multipliers)
             return scores + flag * atoms[0], along.reshape(-1) + flag * divergences[0]
 
-        mean, error = jax.lax.map(lambda f: judged(*candidate(f)), jnp.arange(len(filters.level)))
+        defaults = [difference(*candidate(jnp.asarray(f))) for f in default_filters(filters)]
+        rival = jnp.where(index == first, _best_of(defaults, judge_weights), rival)
+        mean, error = jax.lax.map(
+            lambda f: judged(*candidate(f), rival), jnp.arange(len(filters.level))
+        )
         criterion = jnp.where(jnp.isfinite(mean + error), mean + num_errors * error, jnp.inf)
         _, best = jax.lax.top_k(-criterion, num_best)
         scores, divergence = jax.lax.map(candidate, best)
-        return mean, error, best, scores, divergence @ judge_weights
+        return rival, (mean, error, best, scores, divergence @ judge_weights)
 
-    mean, error, best, scores, linear = jax.lax.map(configuration, jnp.arange(len(grid.kernel)))
-    _, atom_errors = jax.vmap(judged)(atoms, divergences)
-    outside_gain, outside_error = jax.vmap(judged)(*outside)
+    # The configuration of the defaults comes first: all others are compared with it.
+    first = default_configuration(grid)
+    order = np.argsort(np.arange(len(grid.kernel)) != first, kind="stable")
+    rival, found = jax.lax.scan(configuration, jnp.zeros_like(base), jnp.asarray(order))
+    mean, error, best, scores, linear = (a[np.argsort(order)] for a in found)
+    _, atom_errors = jax.vmap(lambda s, d: judged(s, d, rival))(atoms, divergences)
+    outside_gain, outside_error = jax.vmap(lambda s, d: judged(s, d, rival))(*outside)
     picked = jnp.take_along_axis(error, best, axis=1).reshape(-1)
     others = [divergences @ judge_weights, outside[1] @ judge_weights]
     return HeldOut(
@@ -221,6 +249,13 @@ def _fold(
     gamma = where.trace_weight(beta).reshape(2, -1, dimension)
     slope = jnp.stack([slopes(gamma[0]), slopes(gamma[1])])
     return psi, where.score_from_metric(beta).reshape(2, -1, dimension), slope, basis.values
+
+
+def _best_of(differences: list[Array], weights: Array) -> Array:
+    """Return the differences with the smallest mean, or zeros (the Gaussian) if none is below."""
+    rows = jnp.stack([*differences, jnp.zeros_like(differences[0])])
+    means = rows @ weights
+    return rows[jnp.argmin(jnp.where(jnp.isfinite(means), means, jnp.inf))]
 
 
 def _mean_and_error(

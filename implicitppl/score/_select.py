@@ -26,6 +26,7 @@ from implicitppl.score._grid import filter_grid, kernel_grid
 from implicitppl.score._held_out import held_out
 from implicitppl.score._mesh import on_one_device
 from implicitppl.score._moments import moments
+from implicitppl.score._normality import not_gaussian
 from implicitppl.score._outside import candidate_predictions, check_candidates, fit_candidate
 from implicitppl.score._problem import judged_rows, make_folds, random_order, standardise
 from implicitppl.score._refit import bounded_parts, refit, with_bound
@@ -59,9 +60,10 @@ def select(
     width x filter {Tikhonov, SSGE ridge} x 13 levels x reference {none, Gaussian}, and Gaussians
     from full to isotropic covariance. The best of each configuration enter a quadratic programme
     on the simplex, which stacks up to four of them with the Gaussians; each is charged
-    `num_errors` standard errors of its paired difference to the Gaussian plug-in. What the stack
-    adds to the Gaussian is bounded by 1.5 times its largest value on the samples, so that a query
-    off their support, which `off_support` flags, cannot blow up.
+    `num_errors` standard errors of its paired difference to the Gaussian plug-in, or, where
+    skewness and kurtosis say that the samples are not Gaussian, to the best of it and two default
+    estimates. What the stack adds to the Gaussian is bounded by 1.5 times its largest value on the
+    samples, so that a query off their support, which `off_support` flags, cannot blow up.
 
     Args:
         samples: (M, D), finite, each row a draw from q.
@@ -75,7 +77,8 @@ def select(
             samples.
         num_folds: K; metric, width, Gaussian and eigenfunctions are fitted inside each fold.
         num_errors: 0 stacks by the plain held-out loss, which overfits small samples; large
-            values return the Gaussian.
+            values return the Gaussian, or a default estimate where the samples are not Gaussian
+            and it has the smaller loss.
         autocorrelated: True for draws of a Markov chain in their order: folds are contiguous and
             standard errors come from batch means.
 
@@ -157,6 +160,10 @@ def _select(
     grid, filters = kernel_grid(folds.train.shape[1], dimension), filter_grid()
     room = int(_PREDICTIONS / (len(grid.kernel) * folds.judge.size * dimension))
     num_best = max(1, min(_BEST, room))
+    # Correlated draws of a Gaussian have any moments, and so has a regression on covariates.
+    doubt = jnp.zeros((), samples.dtype)
+    if not autocorrelated and num_covariates == 0:
+        doubt = not_gaussian(problem.y, uniform)
     outside_key = jax.random.fold_in(key, 1)
     outside = (
         jnp.zeros((0, folds.judge.size, dimension), samples.dtype),
@@ -187,6 +194,7 @@ def _select(
         num_best,
         num_covariates,
         outside,
+        doubt,
     )
     choice = choose_stack(found, num_errors, problem.moments.size)
     config, which = choice.picked // num_best, found.best.reshape(-1)[choice.picked]
@@ -241,6 +249,7 @@ def _select(
         grid=_table(samples.dtype, grid.kernel, grid.metric, grid.factor),
         filters=_table(samples.dtype, filters.reference, filters.power, filters.level),
         num_errors=num_errors,
+        not_gaussian=doubt,
         explained=jnp.asarray(jnp.nan, samples.dtype),
         effective_size=problem.moments.size,
         finite=finite[0] & finite[1] & finite[2],

@@ -34,13 +34,17 @@ class SelectionInfo(eqx.Module):
         power: (R,) 1 for Tikhonov, 2 for the ridge of SSGE.
         reference: (R,) 0 for none, 1 for the Gaussian.
         gain: (R,) held-out loss minus that of the Gaussian; negative is better.
-        error: (R,) standard error of that difference.
+        error: (R,) standard error that is charged: of the difference to the Gaussian, or to the
+            best of it and two defaults, as `not_gaussian` says.
         stacked_gain: the same for the stack; optimistic, since its weights were chosen by it.
         gaussian_loss: held-out loss of the Gaussian, in standardised units.
         all_gains: (N, F) of every candidate, for `plot_selection`.
         all_errors: (N, F).
         grid: (N, 3) kernel, metric and width factor of every configuration.
         filters: (F, 3) reference, power and level of every filter.
+        not_gaussian: 0 where skewness and kurtosis are those of Gaussian samples, 1 where they
+            clearly are not; errors change with it from those of a difference to the Gaussian to
+            those of a difference to the best of it and two defaults.
         num_errors: how many standard errors were added to a gain before it was believed.
         explained: not defined for a stack; NaN.
         effective_size: 1 / sum w^2, M without weights.
@@ -73,6 +77,7 @@ class SelectionInfo(eqx.Module):
     grid: Float[Array, "N 3"]
     filters: Float[Array, "F 3"]
     num_errors: Float[Array, ""]
+    not_gaussian: Float[Array, ""]
     explained: Float[Array, ""]
     effective_size: Float[Array, ""]
     finite: Bool[Array, ""]
@@ -95,6 +100,13 @@ class SelectionInfo(eqx.Module):
             "difference of mean squared errors).",
             f"The Gaussian plug-in has loss {float(self.gaussian_loss):.3g}.",
         ]
+        if float(self.not_gaussian) > 0:
+            clearly = "clearly" if float(self.not_gaussian) == 1 else "probably"
+            lines.append(
+                f"By their skewness and kurtosis the samples are {clearly} not Gaussian, so the "
+                "standard errors are of differences to the best of the Gaussian and two default "
+                "estimates."
+            )
         gaussian = float(jnp.sum(self.gaussian_weights))
         members = [self._member(r) for r, w in enumerate(self.weights) if float(w) > 0]
         members += [self._brought(e) for e, w in enumerate(self.candidate_weights) if float(w) > 0]
@@ -171,6 +183,7 @@ def no_selection(
         grid=jnp.zeros((0, 3), dtype),
         filters=jnp.zeros((0, 3), dtype),
         num_errors=nan,
+        not_gaussian=jnp.zeros((), dtype),
         explained=nan,
         effective_size=effective_size,
         finite=finite,

@@ -33,6 +33,7 @@ ESTIMATORS: dict[str, Any] = {
     "Stein": Stein(),
     "SSGE landmarks": SSGE(num_landmarks=12, reference="gaussian"),
     "Tikhonov": Tikhonov(),
+    "Tikhonov iterated": Tikhonov(solver="conjugate gradients"),
     "SpectralCutoff": SpectralCutoff(),
     "Landweber": Landweber(),
     "NuMethod": NuMethod(),
@@ -88,7 +89,8 @@ def test_derivatives_go_through_the_query_only(name):
     through_fit, through_query = jax.grad(total, (0, 1))(x, query)
     np.testing.assert_array_equal(through_fit, jnp.zeros_like(x))
     expected = jnp.sum(jax.jacfwd(estimator.fit(x))(query), axis=0)
-    np.testing.assert_allclose(through_query, expected, atol=1e-5)
+    # KEF's two terms are 1 / level = 300 times their difference, in float32.
+    np.testing.assert_allclose(through_query, expected, rtol=2e-5, atol=1e-5)
     assert float(jnp.max(jnp.abs(through_query))) > 0
 
 

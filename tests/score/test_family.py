@@ -54,6 +54,86 @@ def test_tikhonov_solves_its_equation_on_the_samples():
     np.testing.assert_allclose(stein(x), expected, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_tikhonov_by_conjugate_gradients_is_the_exact_solution_everywhere(weighted):
+    # (L + lam) s = -zeta - L s0 for the residual, solved by dense NumPy, on and off the samples.
+    x, queries = _samples(), _samples(1, 7)
+    w = np.random.default_rng(2).uniform(0.2, 2, M) if weighted else np.ones(M)
+    w /= w.sum()
+    gram, (cross, zeta) = _kernel(x, x)[0], _kernel(queries, x)
+    at_samples = np.einsum("imd,m->id", _kernel(x, x)[1], w)
+    at_queries = np.einsum("imd,m->id", zeta, w)
+    root = np.sqrt(w)[:, None]
+    lam = 0.02 * np.linalg.eigvalsh(root * gram * root.T)[-1]
+    base = -x
+    target = -(at_samples + gram @ (w[:, None] * base))
+    residual = np.linalg.solve(gram * w[None, :] + lam * np.eye(M), target)
+    expected = -(at_queries + cross @ (w[:, None] * (base + residual))) / lam - queries
+    estimator = Tikhonov(
+        RBF(WIDTH),
+        level=0.02,
+        reference=lambda p: -p,
+        solver="conjugate gradients",
+        tolerance=1e-12,
+    )
+    fitted = estimator.fit(jnp.asarray(x), weights=jnp.asarray(w) if weighted else None)
+    # The largest eigenvalue is from ten power steps: 1% of it is 1% of lam.
+    np.testing.assert_allclose(fitted(queries), expected, rtol=0.02, atol=0.02)
+    exact = Tikhonov(
+        RBF(WIDTH),
+        level=lam / float(fitted.info.ridge / M) * 0.02,
+        reference=lambda p: -p,
+        solver="conjugate gradients",
+        tolerance=1e-12,
+    ).fit(jnp.asarray(x), weights=jnp.asarray(w) if weighted else None)
+    np.testing.assert_allclose(exact(queries), expected, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(exact(x), base + residual, rtol=1e-6, atol=1e-7)
+    assert (fitted.info.solver, float(exact.info.residual) < 1e-10) == ("conjugate gradients", True)
+    trace = jax.vmap(lambda p: jnp.trace(jax.jacfwd(exact)(p)))(jnp.asarray(queries))
+    np.testing.assert_allclose(exact.divergence(queries), trace, rtol=1e-9)
+
+
+def _kernel(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return k(x_i, y_m) and its gradient in y_m, by broadcasting."""
+    difference = x[:, None] - y[None]
+    gram = np.exp(-(difference**2).sum(-1) / (2 * WIDTH**2))
+    return gram, gram[:, :, None] * difference / WIDTH**2
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        Tikhonov(solver="conjugate gradients", tolerance=1e-12),
+        KEF(reference="gaussian", tolerance=1e-12),
+    ],
+)
+def test_blocks_give_what_the_whole_gives(estimator, monkeypatch):
+    x = jnp.asarray(_samples(num=50))
+    whole = estimator.fit(x)(x[:5])
+    for name, value in (("KEPT", 1), ("_BLOCK", 350)):  # blocks of seven rows
+        monkeypatch.setattr(f"implicitppl.score._tikhonov.{name}", value)
+    monkeypatch.setattr("implicitppl.score._kef.KEPT", 1)
+    jax.clear_caches()
+    np.testing.assert_allclose(estimator.fit(x)(x[:5]), whole, rtol=1e-7, atol=1e-9)
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"solver": "dense"}, r"`solver` must be \"spectral\" or \"conjugate gradients\"; got"),
+        (
+            {"solver": "conjugate gradients", "num_landmarks": 5},
+            "`num_landmarks` belongs to the solver",
+        ),
+        ({"solver": "conjugate gradients", "level": 0.0}, "`level` must be positive"),
+    ],
+)
+def test_solvers_of_tikhonov_that_do_not_fit_raise(options, message):
+    with pytest.raises(ValueError, match=message):
+        Tikhonov(**options)
+
+
 def test_landweber_is_the_recursion_on_the_samples():
     x = _samples()
     operator, zeta = _gram_and_zeta(x)
