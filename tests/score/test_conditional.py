@@ -101,6 +101,7 @@ def test_constant_covariates_are_no_covariates(name):
             np.testing.assert_allclose(conditional(x, constant), plain(x), rtol=1e-9)
 
 
+@pytest.mark.smoke
 def test_one_set_of_covariates_for_many_points_and_compiled_use():
     x, c, _ = (jnp.asarray(a, jnp.float32) for a in _draw(60))
     fitted = SSGE().fit(x, covariates=c)

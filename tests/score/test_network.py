@@ -127,6 +127,7 @@ class _Bilinear(eqx.Module):
         return self.weight @ jnp.tanh(z)
 
 
+@pytest.mark.smoke
 def test_a_network_of_your_own():
     def build(key: jax.Array, num_in: int, num_out: int) -> _Bilinear:
         return _Bilinear(0.1 * jax.random.normal(key, (num_out, num_in)))

@@ -339,6 +339,7 @@ def test_one_dimension():
     assert fitted.info.metrics == ("isotropic",)
 
 
+@pytest.mark.slow
 def test_few_effective_samples_give_the_gaussian():
     x = jnp.asarray(_bent(), jnp.float32)
     for count in (2, 3, 6):
