@@ -1,9 +1,10 @@
 """Memory of a fit, and large samples: every fit in a process of its own, compilation included.
 
     python -m benchmarks.score_large --peer numpy=PYTHON --peer torch=PYTHON --peer npse=PYTHON
-                                             (half a CPU hour; peers as in benchmarks.bench_score)
-    python -m benchmarks.score_large --quick (the first cell, ours only, one seed)
+                                             (20 CPU minutes; peers as in benchmarks.bench_score)
+    python -m benchmarks.score_large --quick (the first cell, ours only)
 
+One seed: with thousands of samples and 1,000 queries its noise is small against the differences.
 Error as in benchmarks.bench_score; CPU seconds and growth of the peak memory of the process from
 before the fit to after 1,000 queries.
 """
@@ -24,7 +25,6 @@ from benchmarks.accuracy import RESULTS, append, provenance, read
 from benchmarks.bench_score import HERE, KEY, PEER_ROWS, PEERS, estimators, figures
 from benchmarks.score_problems import density
 
-SEEDS = 3
 SMALL = ("normal", 2000, 10)
 LARGE = [
     ("banana", 20_000, 10),
@@ -69,7 +69,7 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def run(name: str, cell: tuple[str, int, int], seeds: int) -> dict[str, list[float]]:
+def run(name: str, cell: tuple[str, int, int], seeds: int = 1) -> dict[str, list[float]]:
     """Return the figures over seeds, each from a process of its own."""
     found = []
     for seed in range(seeds):
@@ -103,7 +103,7 @@ def run_peer(peer: str, python: str, row: str) -> dict[str, list[float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--peer", action="append", default=[], help="NAME=PYTHON")
-    parser.add_argument("--quick", action="store_true", help="the first cell, ours, one seed")
+    parser.add_argument("--quick", action="store_true", help="the first cell, ours only")
     parser.add_argument("--out", type=Path, help="result file (JSON lines)")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -122,7 +122,7 @@ def main() -> None:
     for cell in [SMALL] if args.quick else [SMALL, WIDE, *LARGE]:
         for name in rows(cell):
             if (*cell, name) not in done:
-                record(cell, name, run(name, cell, 1 if args.quick else SEEDS))
+                record(cell, name, run(name, cell))
     for peer, python in (pair.split("=", 1) for pair in args.peer):
         for name in sorted(PEER_ROWS[peer]):
             if (*SMALL, name) not in done:

@@ -191,8 +191,7 @@ def tables(rows: Rows, large: Rows) -> str:
             time_table(cells),
             speed(cells),
             "One process for each fit, so CPU seconds include compilation, and memory is what the "
-            "fit and 1,000 queries added to the peak of the process; means of three seeds, one for "
-            "peers. The cells are those of `benchmarks/score_large.py`.",
+            "fit and 1,000 queries added to the peak of the process; one seed.",
             large_table(large),
             f"Measured {dates[0]} to {dates[-1]}; {versions}.",
         ]

@@ -122,6 +122,14 @@ def check_query(
             f"`covariates` must have shape (C,) or (..., C) with C = {num}; got shape "
             f"{given.shape}."
         )
+    if given.ndim > array.ndim or any(
+        size not in (1, other)
+        for size, other in zip(given.shape[-2::-1], array.shape[-2::-1], strict=False)
+    ):
+        raise ValueError(
+            f"`covariates` of shape {given.shape} do not fit `x` of shape {array.shape}: their "
+            "leading axes must be those of `x`, or be missing."
+        )
     return array.astype(dtype), given
 
 

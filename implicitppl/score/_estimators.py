@@ -45,14 +45,16 @@ class KernelEstimator(eqx.Module):
         filter: multiplier of each eigenfunction, see `implicitppl.linalg`.
         kernel: a family such as `RBF`, called with the lengthscale, or a ready kernel, which is
             used as it is, in data units.
-        lengthscale: in data units, a scalar or one for each coordinate; None for the median
+        lengthscale: in data units, a scalar or one for each coordinate (covariates first, where
+            there are any); None for the median
             distance between the samples, in the coordinates of `metric`, times
             `lengthscale_factor`.
         lengthscale_factor: of the automatic lengthscale.
         metric: coordinates in which an automatic kernel measures distance: "isotropic" (a rotated
             sample gives the rotated score), "diagonal" or "whitened".
         reference: score of which only the residual is estimated: None, "gaussian" (fitted to the
-            samples), or a function of one point (D,) -> (D,).
+            samples), or a function of one point (D,) -> (D,), called with its covariates (C,) too
+            where there are any.
         max_eigenfunctions: most eigenpairs that are computed. Default all up to M = 1000, beyond
             that 200, by subspace iteration.
         num_landmarks: m, how many samples span the eigenfunctions; every sample still enters

@@ -10,7 +10,7 @@ from typing import Any
 
 from jax.typing import ArrayLike
 
-from implicitppl.kernels import RBF, Kernel
+from implicitppl.kernels import RBF, Kernel, Matern12
 from implicitppl.linalg import Cutoff, LandweberFilter, NuFilter, RelativeRidge
 from implicitppl.score._estimators import KernelEstimator, KernelFamily
 from implicitppl.score._tikhonov import ConjugateGradients
@@ -23,8 +23,8 @@ class Tikhonov(KernelEstimator):
         kernel: a family such as `RBF`, or a ready kernel, in data units.
         level: regularisation as a share of the largest eigenvalue.
         solver: "spectral", by eigenfunctions, or "conjugate gradients", which gives the same on the
-            samples and Tikhonov's own extension elsewhere, keeps all samples, and needs no memory
-            of size M x M.
+            samples (with a largest eigenvalue that is up to 2% low) and Tikhonov's own extension
+            elsewhere, keeps all samples, and needs no memory of size M x M.
         tolerance: relative residual at which conjugate gradients stop.
         max_steps: and their largest number.
         **options: `lengthscale`, `lengthscale_factor`, `metric`, `reference`,
@@ -65,6 +65,11 @@ class Tikhonov(KernelEstimator):
         if solver == "spectral":
             super().__init__(RelativeRidge(level), kernel, **options)
             return
+        if isinstance(kernel, Matern12) or kernel is Matern12:
+            raise ValueError(
+                "`kernel` must have a continuous gradient for conjugate gradients, whose extension "
+                "contains it; got Matern12."
+            )
         for name in ("num_landmarks", "max_eigenfunctions"):
             if options.get(name) is not None:
                 raise ValueError(

@@ -92,8 +92,9 @@ class FittedScore(eqx.Module):
     samples it was fitted on are zero by construction.
 
     Attributes:
-        info: what the fit chose: a `ScoreInfo`, or a `SelectionInfo` from `select`.
-        expansion: kernel part (`Expansion`, `CurlFreeExpansion`, `Stack`), or None.
+        info: what the fit chose: a `ScoreInfo`, a `SelectionInfo` from `select`, or a
+            `NetworkInfo`.
+        expansion: the estimated part, a module with `score` and `divergence`, or None.
         reference: part that was not expanded, or None.
         dimension: D.
         num_covariates: C, for a conditional score; it is then called with the covariates too.
@@ -139,7 +140,7 @@ class FittedScore(eqx.Module):
         return _evaluate(self, *self._query(x, covariates))
 
     def divergence(self, x: ArrayLike, covariates: ArrayLike | None = None) -> Float[Array, "..."]:
-        """Return div s(x) = sum_d ds_d/dx_d, of shape () or (...), in closed form.
+        """Return div s(x) = sum_d ds_d/dx_d, of shape () or (...).
 
         Args:
             x: one point (D,), or points (..., D).
@@ -151,7 +152,8 @@ class FittedScore(eqx.Module):
         Raises:
             ValueError: as for the score.
 
-        Cost O(M D) for each point; a callable reference adds D directional derivatives.
+        Cost O(M D) for each point, in closed form; D directional derivatives for a callable
+        reference, a network, or Tikhonov by conjugate gradients.
         """
         return _evaluate_divergence(self, *self._query(x, covariates))
 

@@ -59,13 +59,20 @@ class Filters(NamedTuple):
     level: np.ndarray
 
 
-def kernel_grid(num_train: int, dimension: int) -> Grid:
-    """Return the configurations for training sets of a given size."""
+def kernel_grid(num_train: int, dimension: int, num_covariates: int = 0) -> Grid:
+    """Return the configurations for training sets of a given size.
+
+    Args:
+        num_train: samples of a fold.
+        dimension: C + D.
+        num_covariates: C; covariates have their own scale in every metric, so that "diagonal"
+            differs from "isotropic" by the other coordinates alone.
+    """
     metrics = ["isotropic"]
-    if dimension > 1:
+    if dimension - num_covariates > 1:
         metrics.append("diagonal")
-        if num_train >= SAMPLES_PER_DIMENSION * (dimension + 1):
-            metrics.append("whitened")
+    if dimension > 1 and num_train >= SAMPLES_PER_DIMENSION * (dimension + 1):
+        metrics.append("whitened")
     axes = np.meshgrid(np.arange(len(KERNELS)), np.arange(len(metrics)), FACTORS, indexing="ij")
     kernel, metric, factor = (axis.ravel() for axis in axes)
     return Grid(kernel, metric, factor, tuple(metrics))

@@ -12,12 +12,15 @@ from implicitppl.score._checks import check_samples
 from implicitppl.score._fitted import FittedScore
 
 
-def matching_loss(fitted: FittedScore, samples: ArrayLike) -> Float[Array, ""]:
+def matching_loss(
+    fitted: FittedScore, samples: ArrayLike, covariates: ArrayLike | None = None
+) -> Float[Array, ""]:
     """Return the held-out score-matching loss mean(|s(x)|^2 / 2 + div s(x)).
 
     Args:
         fitted: the score estimate, of which nothing may have been fitted on `samples`.
         samples: (V, D) draws from q.
+        covariates: (V, C), for a score that was fitted with them.
 
     Returns:
         A scalar in units of 1/x^2, up to a constant half the mean squared error of the score;
@@ -40,5 +43,6 @@ def matching_loss(fitted: FittedScore, samples: ArrayLike) -> Float[Array, ""]:
         -0.5
     """
     points = check_samples(samples, min_samples=1)
-    score = fitted(points)
-    return jnp.mean(0.5 * jnp.sum(score * score, axis=-1) + fitted.divergence(points))
+    score = fitted(points, covariates)
+    divergence = fitted.divergence(points, covariates)
+    return jnp.mean(0.5 * jnp.sum(score * score, axis=-1) + divergence)

@@ -8,8 +8,8 @@
 The second is the usual E|s(z + t e) + e/t|^2 / 2 up to a constant, averaged over +-e, so that its
 variance stays bounded as t -> 0; it estimates the score of the samples with noise t added.
 
-A tenth of the samples is held out; the network starts at 0 and the parameters with the smallest
-held-out loss are returned, so where nothing beats the reference, the reference is.
+A tenth of the samples is held out, and the parameters with the smallest held-out loss are returned;
+where none beats the reference alone, the reference is.
 
 Song, Garg, Shi, Ermon, "Sliced score matching", UAI 2019, equation (8); Vincent, "A connection
 between score matching and denoising autoencoders", Neural Computation 23 (2011), equation (8).
@@ -22,6 +22,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
@@ -74,8 +75,13 @@ class NetworkEstimator(eqx.Module):
             ("batch_size", batch_size),
             ("num_checks", num_checks),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise ValueError(f"`{name}` must be an integer of at least 1; got {value!r}.")
+        if network is not None and not callable(network):
+            raise ValueError(
+                "`network` must be a function of a key, an input and an output size; got "
+                f"{network!r}."
+            )
         if num_checks > num_steps:
             raise ValueError(f"`num_checks` must be at most `num_steps`; got {num_checks}.")
         self.network = network
@@ -137,13 +143,15 @@ class SlicedScoreMatching(NetworkEstimator):
             with SiLU units and an output layer that starts at 0.
         width: units of a layer.
         depth: hidden layers.
-        num_steps: of AdamW, weight decay .1, on a cosine schedule.
+        num_steps: of AdamW, weight decay .1, on a cosine schedule; rounded up to a multiple of
+            `num_checks`.
         batch_size: samples of a step, drawn with replacement.
         learning_rate: its largest value.
         num_checks: how often the held-out loss is taken.
         metric: coordinates of the network; "whitened" lets every affine map of the samples map
             the score exactly.
-        reference: None, "gaussian" or a function of one point: what is not learned.
+        reference: None, "gaussian" or a function of one point, and of its covariates if there are
+            any: what is not learned.
 
     Raises:
         ValueError: for a value outside its range, an unknown metric or reference.
@@ -192,7 +200,8 @@ class DenoisingScoreMatching(NetworkEstimator):
         learning_rate: its largest value.
         num_checks: how often the held-out loss is taken.
         metric: coordinates of the network.
-        reference: None, "gaussian" or a function of one point: what is not learned.
+        reference: None, "gaussian" or a function of one point, and of its covariates if there are
+            any: what is not learned.
 
     Raises:
         ValueError: for a value outside its range, an unknown metric or reference.

@@ -8,6 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -33,8 +34,8 @@ class NetworkInfo(eqx.Module):
         reference: "none", "gaussian" or "callable".
         solver: "stochastic gradients".
         num_samples: M.
-        losses: (num_checks + 1,) held-out loss before the first step and at every check.
-        best: index of the smallest; 0 where the network did not help.
+        losses: (num_checks + 1,) held-out loss of the reference alone, then at every check.
+        best: index of the smallest; 0 where the network did not help and is not used.
         explained: not defined; NaN.
         effective_size: 1 / sum w^2, M without weights.
         finite: False where a sample or a parameter is not finite.
@@ -53,7 +54,7 @@ class NetworkInfo(eqx.Module):
 
 
 class NetworkExpansion(eqx.Module):
-    """The network's part of a score, P T f(z); 0 in constant coordinates.
+    """The network's part of a score, P T f(z); 0 in constant coordinates, and if it is not used.
 
     The network is held in two halves, so that all leaves are arrays: activations are functions,
     which may not leave a `jit` or `vmap`.
@@ -62,7 +63,7 @@ class NetworkExpansion(eqx.Module):
     parameters: Any
     structure: Any = eqx.field(static=True)
     coordinates: Coordinates
-    varies: Bool[Array, " R"]
+    active: Bool[Array, " R"]
 
     @property
     def network(self) -> Any:
@@ -74,7 +75,7 @@ class NetworkExpansion(eqx.Module):
         values = jax.vmap(self.network)(self.coordinates.to_metric(x))
         values = jnp.pad(values, ((0, 0), (self.coordinates.num_covariates, 0)))
         score = self.coordinates.score_from_metric(values)
-        return jnp.where(self.varies[None, :], score, 0)
+        return jnp.where(self.active[None, :], score, 0)
 
     def divergence(self, x: Float[Array, "N R"]) -> Float[Array, " N"]:
         """Return its divergence for every row: one directional derivative for each coordinate."""
@@ -101,10 +102,11 @@ def fit_network(
     where = coordinates(estimator.metric, m, num_covariates)
     reference = fit_reference(estimator.reference, m, num_covariates)
     build_key, order_key, train_key = jax.random.split(key, 3)
-    order = jax.random.permutation(order_key, size)
+    # Samples that do not count come last, so that both parts of the split have some that do.
+    order = jnp.argsort(jax.random.uniform(order_key, (size,)) + (w <= 0).astype(float))
     z = where.to_metric(samples)[order]
     network = _build(estimator, build_key, samples.shape[1], dimension, z)
-    trained, losses = _train(estimator, network, z, w[order], where, reference, train_key)
+    trained, used, losses = _train(estimator, network, z, w[order], where, reference, train_key)
     leaves = jax.tree.leaves(eqx.filter(trained, eqx.is_inexact_array))
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in (samples, *leaves)]
     info = NetworkInfo(
@@ -119,7 +121,8 @@ def fit_network(
         effective_size=m.size,
         finite=jnp.all(jnp.stack(finite)),
     )
-    expansion = NetworkExpansion(*eqx.partition(trained, eqx.is_array), where, m.varies)
+    parts = eqx.partition(trained, eqx.is_array)
+    expansion = NetworkExpansion(*parts, where, m.varies & used)
     return FittedScore(info, expansion, reference, dimension, num_covariates=num_covariates)
 
 
@@ -152,19 +155,24 @@ def _train(
     where: Coordinates,
     reference: Reference | None,
     key: Array,
-) -> tuple[Any, Float[Array, " checks"]]:
-    """Return the network with the smallest held-out loss, and the held-out losses."""
+) -> tuple[Any, Bool[Array, ""], Float[Array, " checks"]]:
+    """Return the network with the smallest held-out loss, whether any helped, and the losses."""
     num = where.num_covariates
     held = max(1, min(z.shape[0] // 10, _MAX_HELD_OUT))
     judge_key, steps_key = jax.random.split(key)
-    cumulative = jnp.cumsum(weights[held:]) / jnp.sum(weights[held:])
-    points = jnp.repeat(z[:held], _JUDGE_DRAWS, axis=0)
-    judge_weights = jnp.repeat(weights[:held], _JUDGE_DRAWS)
+    every = z.shape[0] // held
+    judging = np.arange(held) * every
+    training = np.setdiff1d(np.arange(z.shape[0]), judging)
+    cumulative = jnp.cumsum(weights[training])
+    points = jnp.repeat(z[judging], _JUDGE_DRAWS, axis=0)
+    judge_weights = jnp.repeat(weights[judging], _JUDGE_DRAWS)
     judges = estimator.directions(judge_key, (points.shape[0], z.shape[1] - num), z.dtype)
     parameters, static = eqx.partition(network, eqx.is_inexact_array)
 
     def losses(parameters: Any, rows: Array, directions: Array) -> Array:
-        model = eqx.combine(parameters, static)
+        """Return the loss of every row; without parameters, of the reference alone."""
+        zero = jnp.zeros((z.shape[1] - num,), z.dtype)
+        model = (lambda row: zero) if parameters is None else eqx.combine(parameters, static)
 
         def score(row: Array) -> Array:
             value = model(row)
@@ -175,7 +183,7 @@ def _train(
 
         return jax.vmap(lambda row, v: estimator.loss(score, row, v, num))(rows, directions)
 
-    steps = estimator.num_steps // estimator.num_checks
+    steps = -(-estimator.num_steps // estimator.num_checks)
     schedule = optax.cosine_decay_schedule(
         estimator.learning_rate, steps * estimator.num_checks, alpha=0.01
     )
@@ -189,9 +197,9 @@ def _train(
     def step(state: tuple[Any, Any], step_key: Array) -> tuple[tuple[Any, Any], None]:
         parameters, memory = state
         row_key, direction_key = jax.random.split(step_key)
-        uniform = jax.random.uniform(row_key, (estimator.batch_size,), z.dtype)
-        place = jnp.searchsorted(cumulative, uniform, side="right")
-        rows = z[held + jnp.minimum(place, z.shape[0] - held - 1)]
+        share = cumulative[-1] * jax.random.uniform(row_key, (estimator.batch_size,), z.dtype)
+        place = jnp.searchsorted(cumulative, share, side="right")
+        rows = z[jnp.asarray(training)[jnp.minimum(place, training.size - 1)]]
         shape = (estimator.batch_size, z.shape[1] - num)
         directions = estimator.directions(direction_key, shape, z.dtype)
         gradient = jax.grad(lambda p: jnp.mean(losses(p, rows, directions)))(parameters)
@@ -208,8 +216,8 @@ def _train(
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state[0], best)
         return (state, best, jnp.where(better, loss, smallest)), loss
 
-    first = judged(parameters)
+    first = judged(None)
     carry = ((parameters, optimizer.init(parameters)), parameters, first)
     keys = jax.random.split(steps_key, estimator.num_checks)
-    (_, best, _), later = jax.lax.scan(check, carry, keys)
-    return eqx.combine(best, static), jnp.concatenate([first[None], later])
+    (_, best, smallest), later = jax.lax.scan(check, carry, keys)
+    return eqx.combine(best, static), smallest < first, jnp.concatenate([first[None], later])

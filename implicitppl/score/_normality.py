@@ -20,19 +20,19 @@ from jaxtyping import Array, Float
 _BEGIN, _CERTAIN = 2.0, 4.0
 
 
-def not_gaussian(y: Float[Array, "M D"], weights: Float[Array, " M"]) -> Float[Array, ""]:
-    """Return 0 where samples look Gaussian, 1 where they clearly do not, linear in between."""
-    # Shifted by a row that counts, a constant coordinate is exactly 0.
-    shifted = y - y[jnp.argmax(weights)][None, :]
-    centred = shifted - (weights @ shifted)[None, :]
-    variance = weights @ jnp.square(centred)
+def not_gaussian(y: Float[Array, "M D"]) -> Float[Array, ""]:
+    """Return 0 where independent samples look Gaussian, 1 where they clearly do not."""
+    size = y.shape[0]
+    # Shifted by a row, a constant coordinate is exactly 0.
+    shifted = y - y[:1]
+    centred = shifted - jnp.mean(shifted, axis=0, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=0)
     varies = variance > 0
     z = jnp.where(varies[None, :], centred, 0) / jnp.sqrt(jnp.where(varies, variance, 1))[None, :]
-    size = 1 / jnp.sum(jnp.square(weights))
-    skewness = weights @ z**3
-    kurtosis = jnp.where(varies, weights @ z**4 - 3, 0)
+    skewness = jnp.mean(z**3, axis=0)
+    kurtosis = jnp.where(varies, jnp.mean(z**4, axis=0) - 3, 0)
     statistic = jnp.sum(size * (jnp.square(skewness) / 6 + jnp.square(kurtosis) / 24))
-    squared = jnp.square(jnp.matmul(z.T, weights[:, None] * z, precision="highest"))
+    squared = jnp.square(jnp.matmul(z.T, z, precision="highest") / size)
     variance_of_statistic = 2 * jnp.sum(squared**3 + squared**4)
     count = jnp.sum(varies.astype(y.dtype))
     excess = (statistic - 2 * count) / jnp.sqrt(jnp.maximum(variance_of_statistic, 1))

@@ -6,6 +6,7 @@ held-out scores enter the quadratic programme beside those of the kernel grid, i
     y = (x - shift) / scale,   s_y = scale s_x,   div_y s_y by D directional derivatives.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,9 +40,20 @@ def check_candidates(candidates: Sequence[Any]) -> tuple[Any, ...]:
 def fit_candidate(
     candidate: Any, rows: Array, weights: Array | None, key: Array, num_covariates: int
 ) -> FittedScore:
-    """Fit a candidate on rows (c, x)."""
+    """Fit a candidate on rows (c, x), or raise for one that cannot be used."""
+    name = type(candidate).__name__
     given = {"covariates": rows[:, :num_covariates]} if num_covariates else {}
-    return candidate.fit(rows[:, num_covariates:], weights=weights, key=key, **given)
+    if given and "covariates" not in inspect.signature(candidate.fit).parameters:
+        raise ValueError(
+            f"`candidates` must take covariates where there are some; {name} does not."
+        )
+    fitted = candidate.fit(rows[:, num_covariates:], weights=weights, key=key, **given)
+    if not isinstance(fitted, FittedScore):
+        raise ValueError(
+            f"`candidates` must have a `fit` that returns a FittedScore; that of {name} returned "
+            f"{type(fitted).__name__}."
+        )
+    return fitted
 
 
 def candidate_predictions(

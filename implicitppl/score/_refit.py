@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from implicitppl.kernels import median_lengthscale
 from implicitppl.linalg import RelativeRidge
@@ -106,7 +106,9 @@ def bounded_parts(
     return GaussianReference(mean, gaussian), stack
 
 
-def with_bound(stack: Stack, samples: Float[Array, "n D"]) -> Stack:
-    """Return the stack with its bound, a multiple of the largest residual of the samples."""
+def with_bound(stack: Stack, samples: Float[Array, "n D"], counts: Bool[Array, " n"]) -> Stack:
+    """Return the stack with its bound, a multiple of the largest residual of samples that count."""
     norms = jnp.sum(jnp.square(stack.residual(samples) * stack.unit[None, :]), axis=1)
-    return eqx.tree_at(lambda s: s.bound, stack, _ROOM * jnp.sqrt(jnp.max(norms)))
+    return eqx.tree_at(
+        lambda s: s.bound, stack, _ROOM * jnp.sqrt(jnp.max(jnp.where(counts, norms, 0)))
+    )

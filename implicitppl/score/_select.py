@@ -2,9 +2,10 @@
 
     min_w  E_V[|s_w|^2 / 2 + div s_w] + c sum_i w_i e_i,   s_w = sum_i w_i s_i,   w in the simplex,
 
-with e_i the standard error of candidate i's paired difference to the Gaussian plug-in: a kernel
-estimate gets weight only where its held-out gain, alone or by averaging, is worth the charge. The
-loss is quadratic in s, so this is a quadratic programme with a few dozen unknowns.
+with e_i the standard error of candidate i's paired difference to the Gaussian plug-in (or, where
+the samples are clearly not Gaussian, to a better default): a kernel estimate gets weight only where
+its held-out gain, alone or by averaging, is worth the charge. The loss is quadratic in s, so this
+is a quadratic programme with a few dozen unknowns.
 """
 
 from collections.abc import Sequence
@@ -62,8 +63,9 @@ def select(
     on the simplex, which stacks up to four of them with the Gaussians; each is charged
     `num_errors` standard errors of its paired difference to the Gaussian plug-in, or, where
     skewness and kurtosis say that the samples are not Gaussian, to the best of it and two default
-    estimates. What the stack adds to the Gaussian is bounded by 1.5 times its largest value on the
-    samples, so that a query off their support, which `off_support` flags, cannot blow up.
+    estimates (not with weights, covariates or `autocorrelated`, where moments say less). What the
+    stack adds to the Gaussian is bounded by 1.5 times its largest value on the samples, so that a
+    query off their support, which `off_support` flags, cannot blow up.
 
     Args:
         samples: (M, D), finite, each row a draw from q.
@@ -88,7 +90,8 @@ def select(
 
     Raises:
         ValueError: for samples or weights as in `SSGE.fit`, `num_folds` < 2 or more than
-            M / 2, negative `num_errors`, a `key` that is not one key, or a candidate without `fit`.
+            M / 2, negative `num_errors`, a `key` that is not one key, or a candidate that has no
+            `fit`, does not return a `FittedScore`, or takes no covariates where there are some.
 
     Runs under `jit` and `vmap` (one problem after the other); samples spread over a mesh are
     gathered on one device, and the result is copied to all. Cost O(100 M^3) for M <= 312,
@@ -128,15 +131,21 @@ def select(
     # An array, so that another value compiles nothing; bounded, because inf times 0 is NaN.
     charge = jnp.minimum(jnp.asarray(num_errors, samples.dtype), _LARGEST_CHARGE)
 
+    # As an argument, so that a hyperparameter of a candidate may be traced.
+    arrays, static = eqx.partition(candidates, eqx.is_array)
+
     # One problem after the other under `vmap`: batched, the held-out predictions of all problems
     # would be in memory at once, and a batched eigh inside a loop can hang on the CPU.
     @jax.custom_batching.sequential_vmap
-    def solve(samples: Array, weights: Array | None, key: Array, charge: Array) -> FittedScore:
+    def solve(
+        samples: Array, weights: Array | None, key: Array, charge: Array, arrays: Any
+    ) -> FittedScore:
+        given = eqx.combine(arrays, static)
         return _select(
-            samples, weights, key, charge, candidates, num_folds, autocorrelated, num_covariates
+            samples, weights, key, charge, given, num_folds, autocorrelated, num_covariates
         )
 
-    return on_one_device(solve, joint, weights, key, charge)
+    return on_one_device(solve, joint, weights, key, charge, arrays)
 
 
 @eqx.filter_jit
@@ -157,13 +166,14 @@ def _select(
     folds = make_folds(min(size, _JUDGED), num_folds, autocorrelated)
     rows = judged_rows(key, order, weights, min(size, _JUDGED), autocorrelated)
     w = None if weights is None else weights[rows] / jnp.sum(weights[rows])
-    grid, filters = kernel_grid(folds.train.shape[1], dimension), filter_grid()
+    grid, filters = kernel_grid(folds.train.shape[1], dimension, num_covariates), filter_grid()
     room = int(_PREDICTIONS / (len(grid.kernel) * folds.judge.size * dimension))
     num_best = max(1, min(_BEST, room))
-    # Correlated draws of a Gaussian have any moments, and so has a regression on covariates.
+    # The moments of correlated or weighted draws of a Gaussian have other variances, and those of
+    # a regression are not those of its residuals.
     doubt = jnp.zeros((), samples.dtype)
-    if not autocorrelated and num_covariates == 0:
-        doubt = not_gaussian(problem.y, uniform)
+    if weights is None and not autocorrelated and num_covariates == 0:
+        doubt = not_gaussian(problem.y)
     outside_key = jax.random.fold_in(key, 1)
     outside = (
         jnp.zeros((0, folds.judge.size, dimension), samples.dtype),
@@ -219,7 +229,7 @@ def _select(
     gaussian, stack = bounded_parts(
         members, choice.shares, mean, precisions, shares, others, choice.outside_shares, problem
     )
-    stack = with_bound(stack, samples[rows])
+    stack = with_bound(stack, samples[rows], uniform[rows] > 0)
     gain, error = found.gain[config, which], found.error[config, which]
     finite = [jnp.all(jnp.isfinite(a)) for a in (samples, members.coefficients, choice.shares)]
     info = SelectionInfo(

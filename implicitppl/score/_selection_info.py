@@ -25,7 +25,7 @@ class SelectionInfo(eqx.Module):
             what the user brought.
         candidate_weights: (E,) shares of what the user brought.
         candidate_gain: (E,) their held-out loss minus that of the Gaussian; negative is better.
-        candidate_error: (E,) standard error of that difference.
+        candidate_error: (E,) standard error that is charged, as `error`.
         gaussian_weights: (A,) shares of the Gaussians of `ATOMS`, full to isotropic.
         kernel: (R,) 0 for `RBF`, 1 for `InverseMultiquadric`.
         metric: (R,) index into `metrics`.
@@ -44,7 +44,8 @@ class SelectionInfo(eqx.Module):
         filters: (F, 3) reference, power and level of every filter.
         not_gaussian: 0 where skewness and kurtosis are those of Gaussian samples, 1 where they
             clearly are not; errors change with it from those of a difference to the Gaussian to
-            those of a difference to the best of it and two defaults.
+            those of a difference to the best of it and two defaults. 0 with weights, covariates
+            or `autocorrelated`, where the moments are not tested.
         num_errors: how many standard errors were added to a gain before it was believed.
         explained: not defined for a stack; NaN.
         effective_size: 1 / sum w^2, M without weights.

@@ -4,8 +4,8 @@
 
 norms in standard deviations, s_G the Gaussian part with its shares scaled to one. Away from the
 samples a kernel estimate that was tuned on them may be anything: on household data with a long tail
-a held-out outlier had a score of 178 where the samples have at most 14. The bound leaves every
-sample as it is, and far away s_G rules.
+a held-out outlier had a score of 178 where the samples have at most 14. The bound, taken over the
+samples that were judged, leaves these as they are, and far away s_G rules.
 """
 
 from collections.abc import Callable

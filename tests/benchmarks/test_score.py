@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import score_tables as tables
 from benchmarks.bench_score import kde_scott
-from benchmarks.score_problems import BEND, DENSITIES, MODE, VARIANCE, density
+from benchmarks.score_problems import BEND, DENSITIES, FREEDOM, MODE, VARIANCE, density
 
 LOG_DENSITIES = {
     "normal": lambda x: -0.5 * jnp.sum(x**2),
@@ -16,6 +16,7 @@ LOG_DENSITIES = {
         * (x[0] ** 2 / VARIANCE + (x[1] - BEND * (x[0] ** 2 - VARIANCE)) ** 2 + jnp.sum(x[2:] ** 2))
     ),
     "mixture": lambda x: -0.5 * jnp.sum(x**2) + jnp.logaddexp(MODE * x[0], -MODE * x[0]),
+    "student": lambda x: -0.5 * (FREEDOM + 1) * jnp.sum(jnp.log1p(x**2 / FREEDOM)),
 }
 
 
@@ -72,3 +73,22 @@ def test_the_tuned_row_wins_nothing():
     assert tables.best_other(found) == "Gaussian"
     assert tables.won(found)
     assert "**1 (0)**" in tables.error_table(tables.by_cell(rows))
+
+
+def test_speed_compares_with_the_peer_of_no_larger_error():
+    def timed(name: str, error: float, fit: float | None, one: float, every: float) -> dict:
+        times = {"one_ms": one, "all_ms": every} | ({} if fit is None else {"fit_ms": fit})
+        return row(name, error, error) | {"size": 2000} | times
+
+    rows = [
+        timed("select", 0.1, 900.0, 1.0, 2.0),
+        timed("SSGE", 0.5, 90.0, 1.0, 4.0),
+        timed("Stein", 0.9, 9.0, 1.0, 4.0),
+        timed("Gaussian", 0.2, 0.1, 0.1, 0.1),
+        timed("SSGE PyTorch", 0.6, None, 455.0, 500.0),
+        timed("npse SSGE", 0.8, None, 2000.0, 2000.0),
+    ]
+    text = tables.speed(tables.by_cell(rows))
+    assert "250 and 125 times less than the fastest peer (SSGE PyTorch, 500 ms)" in text
+    assert "smallest error is SSGE PyTorch (0.6, 455 ms" in text
+    assert "SSGE, with 0.5, needs 91 ms, 5.0 times less" in text

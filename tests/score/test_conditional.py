@@ -7,8 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitppl.kernels import RBF
-from implicitppl.score import KEF, SSGE, Gaussian, Stein, Tikhonov, select
+from implicitppl.kernels import RBF, InverseMultiquadric
+from implicitppl.linalg import RelativeRidge
+from implicitppl.score import (
+    KEF,
+    SSGE,
+    Gaussian,
+    KernelEstimator,
+    Stein,
+    Tikhonov,
+    matching_loss,
+    select,
+)
 
 KEY = jax.random.key(2)
 
@@ -136,27 +146,55 @@ def test_select_sees_the_covariates(chosen):
 
 
 @pytest.mark.slow
-def test_select_judges_the_score_in_x_alone(chosen):
-    # Every held-out gain of the grid is that of separate conditional fits.
-    x, c, fitted = chosen
-    info = fitted.info
-    order = np.asarray(jax.random.permutation(KEY, 300)).reshape(5, 60)
+@pytest.mark.parametrize("dimension", [1, 2])
+def test_select_judges_the_score_in_x_alone(dimension):
+    # Held-out gains of the grid, for every metric, and of a candidate from outside are those of
+    # separate conditional fits.
     with jax.enable_x64(True):
-        x64, c64 = jnp.asarray(x, jnp.float64), jnp.asarray(c, jnp.float64)
-        scale = x64.std(axis=0, ddof=1)
+        x, c, _ = (jnp.asarray(a) for a in _draw(60))
+        x = x[:, :dimension]
+        fitted = select(x, key=KEY, covariates=c, candidates=(Tikhonov(),))
+        info = fitted.info
+        order = np.asarray(jax.random.permutation(KEY, 60)).reshape(5, 12)
+        scale = x.std(axis=0, ddof=1)
 
-        def loss(rows: np.ndarray, held: np.ndarray) -> jax.Array:
-            found = Gaussian().fit(x64[rows], covariates=c64[rows])
-            slopes = jax.vmap(jax.jacfwd(lambda p, q: found(p, q)))(x64[held], c64[held])
-            terms = 0.5 * found(x64[held], c64[held]) ** 2 + jnp.diagonal(slopes, 0, 1, 2)
+        def loss(estimator: Any, rows: np.ndarray, held: np.ndarray) -> jax.Array:
+            found = estimator.fit(x[rows], covariates=c[rows])
+            slopes = jax.vmap(jax.jacfwd(lambda p, q: found(p, q)))(x[held], c[held])
+            terms = 0.5 * found(x[held], c[held]) ** 2 + jnp.diagonal(slopes, 0, 1, 2)
             return jnp.mean(jnp.sum(terms * scale[None, :] ** 2, axis=1))
 
-        losses = [loss(np.concatenate(np.delete(order, k, 0)), order[k]) for k in range(5)]
-    assert float(info.gaussian_loss) == pytest.approx(float(np.mean(losses)), rel=1e-3)
-    scores = fitted(x, c)
-    trace = jax.vmap(lambda p, q: jnp.trace(jax.jacfwd(lambda s: fitted(s, q))(p)))(x[:5], c[:5])
-    np.testing.assert_allclose(fitted.divergence(x[:5], c[:5]), trace, rtol=1e-3)
-    assert scores.shape == x.shape
+        def mean_loss(estimator: Any) -> float:
+            splits = [(np.concatenate(np.delete(order, k, 0)), order[k]) for k in range(5)]
+            return float(np.mean([loss(estimator, *split) for split in splits]))
+
+        gaussian = mean_loss(Gaussian())
+        assert float(info.gaussian_loss) == pytest.approx(gaussian, rel=1e-9)
+        gain = mean_loss(Tikhonov()) - gaussian
+        assert float(info.candidate_gain[0]) == pytest.approx(gain, rel=1e-7)
+        # With one coordinate "diagonal" would be "isotropic" again.
+        assert ("diagonal" in info.metrics) == (dimension == 2)
+        for place in (0, 6, len(info.grid) - 1):
+            kind, metric, factor = np.asarray(info.grid)[place]
+            reference, power, level = np.asarray(info.filters)[30]
+            estimator = KernelEstimator(
+                RelativeRidge(level, power),
+                (RBF, InverseMultiquadric)[int(kind)],
+                lengthscale_factor=factor,
+                metric=info.metrics[int(metric)],
+                reference=(None, "gaussian")[int(reference)],
+            )
+            gain = mean_loss(estimator) - gaussian
+            assert float(info.all_gains[place, 30]) == pytest.approx(gain, rel=1e-6)
+        at, given = x[:5], c[:5]
+        trace = jax.vmap(lambda p, q: jnp.trace(jax.jacfwd(lambda s: fitted(s, q))(p)))(at, given)
+        np.testing.assert_allclose(fitted.divergence(at, given), trace, rtol=1e-8)
+        spread = jnp.square(scale)[None, :]
+        if dimension == 1:  # one unit, so that the loss in data units is the standardised one
+            alone = Tikhonov().fit(x, covariates=c)
+            terms = 0.5 * alone(x, c) ** 2 * spread + alone.divergence(x, c)[:, None] * spread
+            expected = jnp.mean(terms) / spread[0, 0]
+            assert float(matching_loss(alone, x, c)) == pytest.approx(float(expected))
 
 
 @pytest.mark.parametrize(
@@ -167,6 +205,12 @@ def test_select_judges_the_score_in_x_alone(chosen):
         (lambda x, c: Gaussian().fit(x, covariates=c * np.nan), "`covariates` must be finite"),
         (lambda x, c: SSGE().fit(x, covariates=c)(x), r"`covariates` of shape .* are needed"),
         (lambda x, c: SSGE().fit(x)(x, c), "the score was fitted without any"),
+        (lambda x, c: SSGE().fit(x, covariates=c)(x[0], c), r"of shape \(30, 2\) do not fit `x`"),
+        (lambda x, c: SSGE().fit(x, covariates=c)(x[:3], c[:5]), "leading axes must be those of"),
+        (
+            lambda x, c: select(x, key=KEY, covariates=c, candidates=(KEF(),)),
+            "must take covariates where there are some; KEF does not",
+        ),
         (lambda x, c: SSGE().fit(x, covariates=c)(x, c[:, :1]), "with C = 2; got shape"),
         (lambda x, c: SSGE().fit(x, covariates=c)(c[:, :1], c), r"`x` must have shape \(D,\)"),
         (

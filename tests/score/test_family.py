@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitppl.kernels import RBF, InverseMultiquadric, Matern52
+from implicitppl.kernels import RBF, InverseMultiquadric, Matern12, Matern52
 from implicitppl.score import (
     KDE,
     KEF,
@@ -127,6 +127,7 @@ def test_blocks_give_what_the_whole_gives(estimator, monkeypatch):
             "`num_landmarks` belongs to the solver",
         ),
         ({"solver": "conjugate gradients", "level": 0.0}, "`level` must be positive"),
+        ({"solver": "conjugate gradients", "kernel": Matern12}, "a continuous gradient"),
     ],
 )
 def test_solvers_of_tikhonov_that_do_not_fit_raise(options, message):

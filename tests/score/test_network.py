@@ -120,6 +120,15 @@ def test_covariates_and_divergence(kind):
     assert errors[0] < errors[1]
 
 
+@pytest.mark.parametrize("positive", [2, 8])
+def test_few_samples_that_count_are_on_both_sides_of_the_split(positive):
+    x = _bent(30)
+    w = jnp.where(jnp.arange(30) < positive, 1.0, 0.0)
+    for seed in range(4):
+        info = SlicedScoreMatching(**SMALL).fit(x, weights=w, key=jax.random.key(seed)).info
+        assert bool(jnp.all(jnp.isfinite(info.losses)))
+
+
 class _Bilinear(eqx.Module):
     weight: jax.Array
 
@@ -132,9 +141,15 @@ def test_a_network_of_your_own():
     def build(key: jax.Array, num_in: int, num_out: int) -> _Bilinear:
         return _Bilinear(0.1 * jax.random.normal(key, (num_out, num_in)))
 
-    fitted = SlicedScoreMatching(network=build, **SMALL).fit(_bent(200))
+    x = _bent(200)
+    fitted = SlicedScoreMatching(network=build, **SMALL).fit(x)
     assert isinstance(fitted.expansion.network, _Bilinear)
     assert bool(fitted.info.finite)
+    # Where it does not help it is not used, wherever it started.
+    options = SMALL | {"learning_rate": 1e12}
+    failed = SlicedScoreMatching(network=build, **options).fit(x)
+    assert int(failed.info.best) == 0
+    np.testing.assert_allclose(failed(x), Gaussian().fit(x)(x), rtol=1e-5, atol=1e-5)
 
     def wrong(key: jax.Array, num_in: int, num_out: int) -> _Bilinear:
         return _Bilinear(jnp.zeros((3, num_in)))

@@ -438,15 +438,34 @@ def test_a_candidate_without_a_share_changes_nothing(bent):
     assert bool(jnp.all(jnp.isfinite(inside)))
 
 
+class _Callable:
+    def fit(self, samples, *, weights=None, key=None):
+        return lambda x: x
+
+
 @pytest.mark.slow
-def test_candidates_with_covariates_and_weights():
+def test_hyperparameters_of_candidates_may_be_mapped():
     x = jnp.asarray(_bent(), jnp.float32)
-    near = jnp.linspace(0.5, 1.5, M)
-    fitted = select(
-        x[:, 1:], key=KEY, covariates=x[:, :1], weights=near, candidates=(Gaussian(shrinkage=1.0),)
-    )
-    assert bool(fitted.info.finite)
-    assert fitted(x[:, 1:], x[:, :1]).shape == (M, 1)
+    levels = jnp.array([1e-2, 1e6])
+
+    def gain(level: jax.Array) -> jax.Array:
+        candidate = KernelEstimator(RelativeRidge(level))
+        return select(x, key=KEY, candidates=[candidate]).info.candidate_gain[0]
+
+    found = jax.vmap(gain)(levels)
+    np.testing.assert_allclose(found[0], gain(levels[0]), rtol=1e-3)
+    assert float(found[1]) > float(found[0])
+
+
+@pytest.mark.slow
+def test_samples_of_weight_zero_do_not_set_the_bound():
+    x = jnp.asarray(_bent(), jnp.float32)
+    w = jnp.where(jnp.arange(M) < 50, 1.0, 0.0)
+    bounds = [
+        float(select(jnp.where(w[:, None] > 0, x, far), key=KEY, weights=w).expansion.bound)
+        for far in (70.0, 7000.0)
+    ]
+    assert bounds[0] == pytest.approx(bounds[1], rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -460,6 +479,10 @@ def test_candidates_with_covariates_and_weights():
         (lambda x: select(x, key=jax.random.split(KEY)), r"`key` must be one random key"),
         (lambda x: select(x, key=KEY, num_errors=-1.0), r"`num_errors` must be non-negative"),
         (lambda x: select(x, key=KEY, weights=jnp.ones(3)), r"`weights` must have shape"),
+        (
+            lambda x: select(x, key=KEY, candidates=[_Callable()]),
+            "must have a `fit` that returns a FittedScore; that of _Callable returned function",
+        ),
         (lambda x: select(x, key=KEY, candidates="KEF"), "`candidates` must be a sequence"),
         (lambda x: select(x, key=KEY, candidates=(Gaussian,)), r"`candidates` must be estimators"),
         (lambda x: select(x, key=KEY, covariates=jnp.ones((3, 1))), "`covariates` must have"),
