@@ -12,7 +12,6 @@ before the fit to after 1,000 queries.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -65,8 +64,12 @@ def measure(name: str, cell: tuple[str, int, int], seed: int) -> dict[str, float
 
 
 def peak_mb() -> float:
-    """Return the largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Return the largest resident memory of this process so far (Linux).
+
+    Not `ru_maxrss`, which begins at the memory of the process that started this one.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def run(name: str, cell: tuple[str, int, int], seeds: int = 1) -> dict[str, list[float]]:
