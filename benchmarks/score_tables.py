@@ -109,6 +109,21 @@ def error_table(cells: dict[Cell, dict[str, dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def direction_table(cells: dict[Cell, dict[str, dict[str, Any]]]) -> str:
+    """Return relative errors and cosines, means over seeds."""
+    names = (OURS, *RIVALS, "Stein", "KEF")
+    lines = ["| problem | M, D | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+    for (problem, size, dim), found in cells.items():
+        columns = [
+            f"{np.mean(found[n]['relative']):.2f}, {np.mean(found[n]['cosine']):.3f}"
+            if n in found
+            else "-"
+            for n in names
+        ]
+        lines.append(f"| {problem} | {size}, {dim} | " + " | ".join(columns) + " |")
+    return "\n".join(lines)
+
+
 def time_table(cells: dict[Cell, dict[str, dict[str, Any]]]) -> str:
     """Return CPU milliseconds on the normal density with ten coordinates."""
     sizes = [cell for cell in cells if cell[0] == "normal" and cell[2] == 10]
@@ -186,6 +201,9 @@ def tables(rows: Rows, large: Rows) -> str:
             "Mean squared error per dimension on 1,000 fresh queries, mean of twenty seeds "
             "(standard error); the tuned row has five seeds.",
             error_table(cells),
+            "The same as relative error sqrt(E|s_hat - s|^2 / E|s|^2), and mean cosine between "
+            "estimate and truth.",
+            direction_table(cells),
             "CPU milliseconds on one thread after compilation, normal density, D = 10: fit, one "
             "query, 1,000 queries.",
             time_table(cells),
