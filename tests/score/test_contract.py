@@ -44,10 +44,11 @@ ESTIMATORS: dict[str, Any] = {
     "SlicedScoreMatching": SlicedScoreMatching(**TINY),
     "DenoisingScoreMatching": DenoisingScoreMatching(**TINY, noise=0.1),
 }
-NETWORKS = ("SlicedScoreMatching", "DenoisingScoreMatching")  # seconds of compilation each
+# Seconds of compilation each.
+LONG = ("SlicedScoreMatching", "DenoisingScoreMatching", "Tikhonov iterated")
 every_estimator = pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n in NETWORKS else n for n in ESTIMATORS],
+    [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in ESTIMATORS],
 )
 
 

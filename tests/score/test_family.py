@@ -100,6 +100,7 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return gram, gram[:, :, None] * difference / WIDTH**2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator",
     [

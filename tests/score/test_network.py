@@ -77,6 +77,7 @@ def test_a_training_that_diverges_returns_the_reference(kind):
     np.testing.assert_allclose(fitted.divergence(x), Gaussian().fit(x).divergence(x), rtol=1e-5)
 
 
+@pytest.mark.slow
 @every_kind
 def test_affine_maps_of_the_samples_map_the_score(kind):
     # The network sees whitened samples, equal up to rounding, which few steps do not amplify.
@@ -89,6 +90,7 @@ def test_affine_maps_of_the_samples_map_the_score(kind):
         np.testing.assert_allclose(moved(x @ A.T + b[None, :]) @ A, plain(x), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @every_kind
 def test_samples_of_weight_zero_are_not_seen(kind):
     x = _bent(200)
@@ -120,6 +122,7 @@ def test_covariates_and_divergence(kind):
     assert errors[0] < errors[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positive", [2, 8])
 def test_few_samples_that_count_are_on_both_sides_of_the_split(positive):
     x = _bent(30)

@@ -25,6 +25,7 @@ def _bent(num: int = M, seed: int = 0) -> np.ndarray:
     return np.stack([2 * z[:, 0], 0.7 * z[:, 1] + 0.8 * z[:, 0] ** 2], axis=1)
 
 
+@pytest.mark.slow
 def test_held_out_losses_are_those_of_single_fits():
     # Every candidate of the grid is a public estimator; its held-out loss, averaged over the folds
     # in standardised coordinates, is what `matching_loss` gives for separate fits.
