@@ -1,7 +1,7 @@
 """Score estimators against peers, on samples whose score is known: errors, times, memory.
 
     python -m benchmarks.bench_score --data FOLDER --peer numpy=PYTHON --peer torch=PYTHON \
-        --peer npse=PYTHON                     (some four CPU hours; needs the peers' environments)
+        --peer npse=PYTHON                     (several CPU hours; needs the peers' environments)
     python -m benchmarks.bench_score --quick   (densities, M = 100, 3 seeds)
     python -m benchmarks.score_tables          (writes the tables of docs/scores.md)
 

@@ -1,7 +1,7 @@
 """Memory of a fit, and large samples: every fit in a process of its own, compilation included.
 
     python -m benchmarks.score_large --peer numpy=PYTHON --peer torch=PYTHON --peer npse=PYTHON
-                                             (20 CPU minutes; peers as in benchmarks.bench_score)
+                                   (a quarter of an hour; peers as in benchmarks.bench_score)
     python -m benchmarks.score_large --quick (the first cell, ours only)
 
 One seed: with thousands of samples and 1,000 queries its noise is small against the differences.

@@ -177,8 +177,14 @@ def held_out(
             along = jnp.einsum("kvj,kj->kv", slope[:, reference], multipliers)
             return scores + flag * atoms[0], along.reshape(-1) + flag * divergences[0]
 
-        defaults = [difference(*candidate(jnp.asarray(f))) for f in default_filters(filters)]
-        rival = jnp.where(index == first, _best_of(defaults, judge_weights), rival)
+        places = default_filters(filters)
+        rival = jax.lax.cond(
+            index == first,
+            lambda: _best_of(
+                [difference(*candidate(jnp.asarray(f))) for f in places], judge_weights
+            ),
+            lambda: rival,
+        )
         mean, error = jax.lax.map(
             lambda f: judged(*candidate(f), rival), jnp.arange(len(filters.level))
         )

@@ -134,21 +134,16 @@ def _fit(estimator: KEF, samples: Array, weights: Array | None) -> FittedScore:
     factor = jnp.asarray(estimator.lengthscale_factor, z.dtype)
     kernel = estimator.family(median_lengthscale(z) * factor)
     reference = fit_reference(estimator.reference, m)
-    times = _operator(kernel, z)
-    zeta = in_blocks(lambda rows: mean_divergence(profile(kernel, rows, z), rows, z, w), z)
-    known = jnp.zeros_like(z)
-    if reference is not None:
-        known = w[:, None] * where.score_to_metric(reference.score(samples))
-        zeta = zeta + times(known)
-    root = jnp.sqrt(w)[:, None]
-    solution, lam, residual = solve_tikhonov(
-        lambda u: root * times(root * u),
-        -root * zeta,
-        jnp.asarray(estimator.level, z.dtype),
+    known = None if reference is None else where.score_to_metric(reference.score(samples))
+    coefficients, lam, residual = solve_tikhonov(
+        _operator(kernel, z),
+        in_blocks(lambda rows: mean_divergence(profile(kernel, rows, z), rows, z, w), z),
+        w,
+        known,
+        estimator.level,
         estimator.tolerance,
         estimator.max_steps,
     )
-    coefficients = -(known + root * solution) / lam
     unit = where.scale if estimator.metric == "isotropic" else jnp.ones_like(lam)
     info = fit_info(
         "KEF",

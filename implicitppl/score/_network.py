@@ -157,7 +157,7 @@ class SlicedScoreMatching(NetworkEstimator):
         ValueError: for a value outside its range, an unknown metric or reference.
 
     Cost of `fit` O(num_steps batch_size width (width + D)), whatever M; of a query O(width
-    (width + D)). For tens of thousands of samples and more; on a few thousand it memorises them,
+    (width + D)). For a hundred thousand samples and more; on a few thousand it memorises them,
     and the held-out loss stops it at or near the reference: use `select` there.
 
     Reference: Song, Garg, Shi, Ermon, "Sliced score matching", UAI 2019, equation (8).

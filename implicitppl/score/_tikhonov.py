@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from implicitppl.kernels import Kernel
@@ -107,21 +108,15 @@ def solve(
 
     Cost O(M^2 D) for each step.
     """
-    times = gram_product(kernel, z)
-    zeta = in_blocks(lambda rows: kernel.mean_gradient(rows, z, weights), z)
-    known = jnp.zeros_like(z)
-    if reference_scores is not None:
-        known = weights[:, None] * reference_scores
-        zeta = zeta + times(known)
-    root = jnp.sqrt(weights)[:, None]
-    solution, lam, residual = solve_tikhonov(
-        lambda u: root * times(root * u),
-        -root * zeta,
-        jnp.asarray(method.level, z.dtype),
+    return solve_tikhonov(
+        gram_product(kernel, z),
+        in_blocks(lambda rows: kernel.mean_gradient(rows, z, weights), z),
+        weights,
+        reference_scores,
+        method.level,
         method.tolerance,
         method.max_steps,
     )
-    return Solution(-(known + root * solution) / lam, lam, residual)
 
 
 def gram_product(kernel: Kernel, z: Float[Array, "M D"]) -> Callable[[Array], Array]:
@@ -135,22 +130,34 @@ def gram_product(kernel: Kernel, z: Float[Array, "M D"]) -> Callable[[Array], Ar
 
 
 def solve_tikhonov(
-    operator: Callable[[Array], Array],
-    target: Array,
-    level: Float[Array, ""],
+    times: Callable[[Array], Array],
+    zeta: Float[Array, "M D"],
+    weights: Float[Array, " M"],
+    reference_scores: Float[Array, "M D"] | None,
+    level: ArrayLike,
     tolerance: float,
     max_steps: int,
-) -> tuple[Array, Float[Array, ""], Float[Array, ""]]:
-    """Solve (A + level l_1) u = target; return u, level l_1, and the relative residual."""
-    largest = _largest_eigenvalue(operator, target)
-    lam = level * largest
+) -> Solution:
+    """Solve the system of the module's first lines; `times` is V -> K V for any kind of kernel."""
+    known = jnp.zeros_like(zeta)
+    if reference_scores is not None:
+        known = weights[:, None] * reference_scores
+        zeta = zeta + times(known)
+    root = jnp.sqrt(weights)[:, None]
+    target = -root * zeta
+
+    def operator(u: Array) -> Array:
+        return root * times(root * u)
+
+    lam = jnp.asarray(level, zeta.dtype) * _largest_eigenvalue(operator, target)
     lam = jnp.where(lam > 0, lam, 1)
     solution, _ = jax.scipy.sparse.linalg.cg(
         lambda u: operator(u) + lam * u, target, tol=tolerance, maxiter=max_steps
     )
     residual = operator(solution) + lam * solution - target
     size = jnp.maximum(jnp.linalg.norm(target), 1e-30)
-    return solution, lam, jnp.linalg.norm(residual) / size
+    coefficients = -(known + root * solution) / lam
+    return Solution(coefficients, lam, jnp.linalg.norm(residual) / size)
 
 
 def in_blocks(evaluate: Callable[[Array], Array], z: Float[Array, "M D"]) -> Array:
