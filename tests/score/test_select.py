@@ -9,10 +9,8 @@ from implicitppl.kernels import RBF, InverseMultiquadric
 from implicitppl.linalg import RelativeRidge
 from implicitppl.score import Gaussian, KernelEstimator, matching_loss, select
 from implicitppl.score._held_out import Folds, _mean_and_error
-from implicitppl.score._moments import moments
 from implicitppl.score._prepared import equally_weighted
 from implicitppl.score._problem import make_folds
-from implicitppl.score._support import Support, nearest_neighbour_support
 from tests.helpers import assert_compiles_once
 
 M, D = 60, 2
@@ -258,43 +256,6 @@ def test_off_support(bent):
     assert fitted.off_support(x[0]).shape == ()
     with pytest.raises(ValueError, match="`off_support` needs a score from `select`"):
         Gaussian().fit(x).off_support(x)
-
-
-@pytest.mark.parametrize("dimension", [2, 10])
-def test_fresh_points_are_flagged_as_rarely_as_promised(dimension):
-    # 400 data sets of 30 samples, 50 fresh points each: flagged with probability of about 1/31.
-    # The fifty share a data set, so the standard error is over data sets.
-    def rate(key: jax.Array) -> jax.Array:
-        x = jnp.exp(0.3 * jax.random.normal(key, (80, dimension)))
-        return jnp.mean(_support(x[:30]).off(x[30:]).astype(jnp.float32))
-
-    rates = np.asarray(jax.lax.map(rate, jax.random.split(KEY, 400)))
-    error = rates.std() / np.sqrt(400)
-    if dimension == 2:
-        assert abs(rates.mean() - 1 / 31) < 4 * error
-    # Three samples for each coordinate: standard deviations are rough, and the promise is twice.
-    assert 0.5 / 31 < rates.mean() < 2 / 31 - 3 * error
-
-
-def _support(x: jax.Array, weights: jax.Array | None = None) -> Support:
-    w = jnp.full((x.shape[0],), 1 / x.shape[0]) if weights is None else weights
-    return nearest_neighbour_support(x, w, moments(x, w), jnp.arange(x.shape[0]))
-
-
-@pytest.mark.parametrize("num", [4000, 4001])
-def test_support_of_many_samples(num):
-    x = jax.random.normal(KEY, (num + 1000, 1))
-    assert float(jnp.mean(_support(x[:num]).off(x[num:]))) < 0.01
-    assert bool(_support(x[:num]).off(jnp.array([[20.0]]))[0])
-
-
-def test_support_ignores_duplicates_and_weightless_samples():
-    x = jax.random.normal(KEY, (100, 2))
-    once, twice = _support(x), _support(jnp.concatenate([x, x]))
-    np.testing.assert_allclose(once.radius, twice.radius, rtol=0.02)
-    far = jnp.concatenate([x, 40 + x])
-    w = jnp.concatenate([jnp.full((100,), 0.01), jnp.zeros(100)])
-    assert bool(jnp.all(_support(far, w).off(40 + x)))
 
 
 def test_the_residual_is_bounded_off_the_support():
