@@ -1,7 +1,20 @@
-"""What plugs into `numpyro.infer`: implicit guides, the loss that trains them, and `fit`."""
+"""What plugs into `numpyro.infer`: implicit guides, their loss, `fit`, black boxes, `ScoreHMC`."""
 
 from implicitppl.infer._auto_implicit import AutoImplicit
+from implicitppl.infer._black_box import BlackBoxError, black_box, surrogate
 from implicitppl.infer._elbo import ImplicitELBO
 from implicitppl.infer._fit import FitResult, fit
+from implicitppl.infer.score_hmc import Bank, ScoreHMC, ScoreHMCState
 
-__all__ = ["AutoImplicit", "FitResult", "ImplicitELBO", "fit"]
+__all__ = [
+    "AutoImplicit",
+    "Bank",
+    "BlackBoxError",
+    "FitResult",
+    "ImplicitELBO",
+    "ScoreHMC",
+    "ScoreHMCState",
+    "black_box",
+    "fit",
+    "surrogate",
+]

@@ -1,0 +1,49 @@
+"""`ScoreHMC` with the whole potential opaque, for bench_hmc.py."""
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+from numpyro.infer import MCMC
+
+from benchmarks.hmc_methods import Run
+from benchmarks.hmc_targets import Target
+from implicitppl.infer import ScoreHMC
+
+# Iterations of each of the chains, whatever the budget offers: its point is to need few evaluations.
+WARMUP, LARGE_WARMUP, DRAWS = 300, 1000, 1500
+
+
+def score_hmc(
+    target: Target,
+    key: Array,
+    num_warmup: int,
+    num_samples: int,
+    num_chains: int,
+    *,
+    full: bool = False,
+    **options: Any,
+) -> Run:
+    """Return draws of vectorized chains; `full` takes the whole budget instead of the default."""
+    if not full:
+        wanted = WARMUP if target.dimension <= 20 else LARGE_WARMUP
+        num_warmup, num_samples = min(num_warmup, wanted), min(num_samples, DRAWS)
+    start_key, _, run_key = jax.random.split(key, 3)  # starts as those of the other methods
+    mcmc = MCMC(
+        ScoreHMC(potential_fn=lambda x: -target.log_density(x), **options),
+        num_warmup=num_warmup,
+        num_samples=num_samples,
+        num_chains=num_chains,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    began = time.process_time()
+    starts = target.starts(start_key, num_chains)
+    mcmc.run(run_key, init_params=starts, extra_fields=("num_evaluations",))
+    draws = np.asarray(mcmc.get_samples(group_by_chain=True))
+    total = int(np.sum(mcmc.get_extra_fields(group_by_chain=True)["num_evaluations"][:, -1]))
+    sampling = num_chains * num_samples
+    seconds = time.process_time() - began
+    return Run(draws, total - sampling, sampling, cpu_seconds=seconds)

@@ -1,0 +1,6 @@
+"""Gradient-free HMC: trajectories on a surrogate, accept steps on the true density."""
+
+from implicitppl.infer.score_hmc._bank import Bank
+from implicitppl.infer.score_hmc._kernel import ScoreHMC, ScoreHMCState
+
+__all__ = ["Bank", "ScoreHMC", "ScoreHMCState"]

@@ -1,0 +1,501 @@
+"""`ScoreHMC`: the NumPyro kernel. It translates between NumPyro's states and the pure iteration."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array
+from numpyro import handlers
+from numpyro.infer import init_to_uniform
+from numpyro.infer.mcmc import MCMCKernel
+from numpyro.infer.util import constrain_fn, initialize_model
+from numpyro.util import find_stack_level, identity, is_prng_key
+
+from implicitppl.infer._box_handlers import find_boxes, with_surrogates
+from implicitppl.infer._sites import latent_sites, look_at
+from implicitppl.infer.score_hmc import _adapt
+from implicitppl.infer.score_hmc._adapt import Adaptation
+from implicitppl.infer.score_hmc._bank import Bank, add, empty_bank, filled
+from implicitppl.infer.score_hmc._plan import make_plan
+from implicitppl.infer.score_hmc._problem import (
+    Evaluation,
+    ModelProblem,
+    Problem,
+    WholeProblem,
+)
+from implicitppl.infer.score_hmc._step import Chains, Options, step
+from implicitppl.infer.score_hmc._surrogate import Model, Surrogate, unfitted
+
+OUTPUTS = "_black_boxes"  # where a state's `z` holds the outputs of black boxes
+MAX_STARTS = 100
+
+
+class ScoreHMCState(NamedTuple):
+    """State of `ScoreHMC`; fields from `z` to `step_size` have a chain axis in vectorized chains.
+
+    Attributes:
+        i: iteration, warm-up included.
+        z: unconstrained values by site; with black boxes, also their outputs at this point.
+        potential_energy: the true potential at `z`, as it was when `z` was accepted.
+        accept_prob: of the last proposal.
+        mean_accept_prob: over the warm-up or the sampling so far.
+        diverging: whether the last trajectory diverged.
+        num_steps: leapfrog steps of the last proposal; they cost no evaluation.
+        integration_error: change of the surrogate's energy along the last trajectory.
+        surrogate_error: change of (true minus surrogate potential) from the point to the proposal.
+        move: kind of the last move, an index of `ScoreHMC.move_names`.
+        num_evaluations: of the true target by this chain, so far.
+        num_failures: evaluations that failed by exception, NaN, time-out (with
+            `on_failure="reject"`).
+        bank_size: evaluations that the surrogate could learn from.
+        step_size: of the leapfrog integrator.
+        adaptation: what warm-up learned beside the surrogate.
+        surrogate: fitted functions and coordinates; fixed after warm-up.
+        bank: evaluations; fixed after warm-up.
+        rng_key: one key for each chain.
+    """
+
+    i: Array
+    z: Any
+    potential_energy: Array
+    accept_prob: Array
+    mean_accept_prob: Array
+    diverging: Array
+    num_steps: Array
+    integration_error: Array
+    surrogate_error: Array
+    move: Array
+    num_evaluations: Array
+    num_failures: Array
+    bank_size: Array
+    step_size: Array
+    adaptation: Adaptation
+    surrogate: Surrogate
+    bank: Bank
+    rng_key: Array
+
+
+class ScoreHMC(MCMCKernel):
+    """HMC for targets whose gradient cannot be had, with one evaluation of the target a draw.
+
+    Trajectories follow the gradient of a surrogate: in a model with `black_box` sites every other
+    part keeps its exact gradient, and the boxes' outputs are replaced by functions fitted to the
+    evaluations made so far; otherwise the whole potential is fitted. The accept step evaluates the
+    true target, once, at the end. The target is therefore left invariant whatever the surrogate;
+    its quality decides only how often proposals are accepted.
+
+    Warm-up finds starting points, learns the surrogate, its coordinates and step size, and compares
+    kinds of moves (trajectories of three lengths, transitions of several trajectories with one
+    correction, a random walk) by squared jumps for each evaluation. After it nothing changes. In
+    `chain_method="vectorized"` all chains share one bank of evaluations, which is the economical
+    way; in the others each chain learns alone.
+
+    Args:
+        model: NumPyro model with continuous latent sites. Without black boxes its whole potential
+            is opaque; it is never differentiated.
+        potential_fn: instead of a model, a potential of a PyTree, whose gradient may raise. A host
+            function goes into `black_box` first. Needs `init_params` in `MCMC.run`.
+        dense_mass: whether coordinates of trajectories are rotated, or only scaled.
+        safe_move_prob: share of random-walk moves after warm-up. They reach every state, so it may
+            not be 0.
+        bank: evaluations of this target from earlier runs or a design, see `Bank`.
+        bank_size: how many evaluations are kept to learn from; default 1000 to 2000 by dimension.
+        init_strategy: of NumPyro, for starting points; those with an infinite potential are drawn
+            again, up to 100 times.
+
+    Raises:
+        ValueError: for both or neither of `model` and `potential_fn`, a discrete latent site, a
+            starting point of infinite potential given by the user, an option out of range.
+        RuntimeError: if no starting point with a finite potential is found.
+
+    Extra fields worth collecting: `accept_prob`, `num_evaluations`, `surrogate_error`,
+    `integration_error`, `step_size`, `bank_size`, `move`, `num_failures`, `potential_energy`.
+
+    Cost of an iteration: one evaluation, and some ten to a hundred gradients of the surrogate,
+    O(M D) each for M evaluations kept. About fifteen fits in warm-up, O(M^3) each. A warm-up of
+    200 to 300 iterations of four chains is enough up to about 15 dimensions; there are
+    (D + 1)(D + 2) / 2 quadratic terms to learn.
+
+    Fails where the target has structure finer than the bank can show: strongly curved valleys in
+    many dimensions, modes that no chain has met. Check R-hat over chains that learned alone.
+
+    Reference: Strathmann et al. (2015), Gradient-free Hamiltonian Monte Carlo with efficient kernel
+    exponential families; Rasmussen (2003), Gaussian processes to speed up hybrid Monte Carlo;
+    Christen, Fox (2005), Markov chain Monte Carlo using an approximation.
+
+    Example:
+        >>> import jax, numpyro, numpyro.distributions as dist
+        >>> from numpyro.infer import MCMC
+        >>> import implicitppl as ip
+        >>> def simulate(x):  # no gradient: NumPy
+        ...     return x**2
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(2.0, 1.0))
+        ...     y = ip.infer.black_box("simulator", simulate, x, out=())
+        ...     numpyro.sample("y", dist.Normal(y, 0.5), obs=4.0)
+        >>> mcmc = MCMC(
+        ...     ip.infer.ScoreHMC(model),
+        ...     num_warmup=50,
+        ...     num_samples=200,
+        ...     num_chains=2,
+        ...     chain_method="vectorized",
+        ...     progress_bar=False,
+        ... )
+        >>> mcmc.run(jax.random.key(0))
+        >>> round(float(mcmc.get_samples()["x"].mean()), 0)
+        2.0
+    """
+
+    move_names = _adapt.NAMES
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | None = None,
+        potential_fn: Callable[[Any], Any] | None = None,
+        *,
+        dense_mass: bool = True,
+        safe_move_prob: float = 0.05,
+        bank: Bank | None = None,
+        bank_size: int | None = None,
+        init_strategy: Callable[..., Any] = init_to_uniform,
+    ) -> None:
+        if (model is None) == (potential_fn is None):
+            raise ValueError("Exactly one of `model` and `potential_fn` must be given.")
+        if not 0 < safe_move_prob <= 1:
+            raise ValueError(
+                f"`safe_move_prob` must be in (0, 1]; got {safe_move_prob}. Random walks are what "
+                "reaches every state."
+            )
+        if bank_size is not None and bank_size < 16:
+            raise ValueError(f"`bank_size` must be at least 16; got {bank_size}.")
+        self._model = model
+        self._potential_fn = potential_fn
+        self._dense_mass = dense_mass
+        self._safe_move_prob = safe_move_prob
+        self._bank = bank
+        self._bank_size = bank_size
+        self._init_strategy = init_strategy
+        self._sample_fn: Any = None
+
+    @property
+    def model(self) -> Any:
+        """The model, or None."""
+        return self._model
+
+    @property
+    def sample_field(self) -> str:
+        """The field of the state that is collected."""
+        return "z"
+
+    @property
+    def default_fields(self) -> tuple[str, ...]:
+        """Fields that are collected in every run."""
+        return ("z", "diverging")
+
+    def get_diagnostics_str(self, state: ScoreHMCState) -> str:
+        """Text of the progress bar."""
+        return (
+            f"{int(jnp.sum(state.num_evaluations))} evaluations, step size "
+            f"{float(jnp.mean(state.step_size)):.2e}, acc. prob="
+            f"{float(jnp.mean(state.mean_accept_prob)):.2f}"
+        )
+
+    def init(
+        self,
+        rng_key: Array,
+        num_warmup: int,
+        init_params: Any,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any] | None,
+    ) -> ScoreHMCState:
+        """Return the first state: starting points with a finite potential, and an empty bank."""
+        kwargs = model_kwargs or {}
+        single = is_prng_key(rng_key)
+        keys = rng_key[None] if single else rng_key
+        init_params = jax.tree.map(lambda x: x[None], init_params) if single else init_params
+        own, start_keys = jnp.swapaxes(jax.vmap(jax.random.split)(keys), 0, 1)
+        z, problem, found, tries = self._start(start_keys, init_params, model_args, kwargs)
+        _check_start(found, given=init_params is not None)
+        num_chains, dimension = z.shape
+        structure = problem.structure(z[0])
+        bank = self._first_bank(num_warmup, z, structure)
+        num_known = 0 if self._bank is None else min(bank.z.shape[0], self._bank.z.shape[0])
+        bank = add(bank, z, found)
+        plan = make_plan(num_warmup, num_chains, dimension, num_known)
+        options = Options(plan, self._dense_mass, self._safe_move_prob)
+        if num_warmup > 0 and not plan.fits:
+            warnings.warn(
+                f"A warm-up of {num_warmup} iterations is too short to learn a surrogate of "
+                f"{dimension} dimensions: only random walks are made. Use 100 or more.",
+                stacklevel=find_stack_level(),
+            )
+        self._problem = problem
+        self._sample_fn = lambda keys, i, chains, model: step(keys, i, chains, model, options)
+        zero = jnp.zeros((num_chains,), z.dtype)
+        count = jnp.zeros((num_chains,), jnp.int32)
+        adaptation = _adapt.initial(dimension, z.dtype)
+        state = ScoreHMCState(
+            i=jnp.array(0),
+            z=self._pack(z, found.outputs),
+            potential_energy=found.potential,
+            accept_prob=zero,
+            mean_accept_prob=zero,
+            diverging=zero > 0,
+            num_steps=count,
+            integration_error=zero,
+            surrogate_error=zero,
+            move=count,
+            num_evaluations=count + tries,
+            num_failures=jnp.zeros((num_chains, 3), jnp.int32) + found.failures,
+            bank_size=count + bank.size,
+            step_size=zero + adaptation.step_size,
+            adaptation=adaptation,
+            surrogate=unfitted(bank, z),
+            bank=bank,
+            rng_key=own,
+        )
+        return _without_chain_axis(state) if single else state
+
+    def sample(
+        self, state: ScoreHMCState, model_args: tuple[Any, ...], model_kwargs: Any
+    ) -> ScoreHMCState:
+        """Return the next state, with one evaluation of the true target for each chain."""
+        batched = is_prng_key(state.rng_key)
+        state = _with_chain_axis(state) if batched else state
+        keys, next_keys = jnp.swapaxes(jax.vmap(jax.random.split)(state.rng_key), 0, 1)
+        z, outputs = self._unpack(state.z)
+        chains = Chains(
+            z, state.potential_energy, outputs, state.surrogate, state.adaptation, state.bank
+        )
+        i = _same_for_all(state.i)
+        model = Model(self._problem, tuple(model_args), dict(model_kwargs or {}))
+        chains, found = self._sample_fn(keys, i, chains, model)
+        warmup = self._num_warmup
+        n = jnp.where(i < warmup, i + 1, i + 1 - warmup).astype(z.dtype)
+        mean = jnp.where(i == warmup, 0, state.mean_accept_prob)
+        new = ScoreHMCState(
+            i=state.i + 1,
+            z=self._pack(chains.z, chains.outputs),
+            potential_energy=chains.potential,
+            accept_prob=found.accept_prob,
+            mean_accept_prob=mean + (found.accept_prob - mean) / n,
+            diverging=found.diverging,
+            num_steps=found.num_steps,
+            integration_error=found.integration_error,
+            surrogate_error=found.surrogate_error,
+            move=found.move,
+            num_evaluations=state.num_evaluations + 1,
+            num_failures=state.num_failures + found.failures,
+            bank_size=jnp.zeros_like(state.bank_size) + chains.bank.size,
+            step_size=jnp.zeros_like(state.step_size) + chains.adaptation.step_size,
+            adaptation=chains.adaptation,
+            surrogate=chains.surrogate,
+            bank=chains.bank,
+            rng_key=next_keys,
+        )
+        return _without_chain_axis(new) if batched else new
+
+    def postprocess_fn(self, args: tuple[Any, ...], kwargs: Any) -> Callable[[Any], Any]:
+        """Return the map from `z` to constrained values; boxes keep their outputs: no host call."""
+        if self._model is None:
+            return identity
+        model = handlers.seed(self._model, jax.random.key(0))
+
+        def constrain(z: Any) -> Any:
+            sites = {k: v for k, v in z.items() if k != OUTPUTS}
+            return constrain_fn(
+                model, args, kwargs or {}, sites | z.get(OUTPUTS, {}), return_deterministic=True
+            )
+
+        return constrain
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state["_sample_fn"] = None
+        state.pop("_problem", None)
+        return state
+
+    def _start(
+        self, keys: Array, init_params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Array, Problem, Evaluation, Array]:
+        """Return points (C, D), the problem, the evaluation there, and how many it took."""
+        if self._model is None:
+            if init_params is None:
+                raise ValueError("`init_params` must be given to `MCMC.run` with a `potential_fn`.")
+            first = jax.tree.map(lambda x: x[0], init_params)
+            _, unravel = ravel_pytree(first)
+            assert self._potential_fn is not None
+            problem: Problem = WholeProblem(self._potential_fn, unravel)
+        else:
+            _check_latents(self._model, args, kwargs)
+            boxes = find_boxes(self._model, args, kwargs)
+            idle = {k: lambda *_, o=v.out: jnp.zeros(o.shape, o.dtype) for k, v in boxes.items()}
+            quiet = with_surrogates(handlers.block(self._model, hide_fn=_is_data), idle)
+            info = initialize_model(
+                keys[0],
+                quiet,
+                init_strategy=self._init_strategy,
+                model_args=args,
+                model_kwargs=kwargs,
+                validate_grad=False,
+            )
+            _, unravel = ravel_pytree(info.param_info.z)
+            model = handlers.seed(self._model, jax.random.key(0))
+            problem = ModelProblem(model, unravel, boxes)
+        self._unravel = unravel
+
+        def draw(key: Array) -> Array:
+            z = initialize_model(
+                key,
+                quiet,
+                init_strategy=self._init_strategy,
+                model_args=args,
+                model_kwargs=kwargs,
+                validate_grad=False,
+            ).param_info.z
+            return ravel_pytree(z)[0]
+
+        def evaluate(z: Array, keys: Array) -> Evaluation:
+            return jax.vmap(lambda z, k: problem.evaluate(z, k, args, kwargs))(z, keys)
+
+        tries = jnp.ones(keys.shape[:1], jnp.int32)
+        if init_params is not None:
+            z = jax.vmap(lambda p: ravel_pytree(p)[0])(init_params)
+            return z, problem, evaluate(z, keys), tries
+        z = jax.vmap(draw)(keys)
+
+        def unfinished(carry: tuple[Any, ...]) -> Array:
+            _, found, tries, _ = carry
+            return ~jnp.all(jnp.isfinite(found.potential)) & (jnp.max(tries) < MAX_STARTS)
+
+        def again(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+            z, found, tries, keys = carry
+            keys = jax.vmap(lambda k: jax.random.fold_in(k, 3))(keys)
+            new = jax.vmap(draw)(keys)
+            bad = ~jnp.isfinite(found.potential)
+            z = jnp.where(bad[:, None], new, z)
+            return z, evaluate(z, keys), tries + 1, keys
+
+        z, found, tries, _ = jax.lax.while_loop(
+            unfinished, again, (z, evaluate(z, keys), tries, keys)
+        )
+        return z, problem, found, tries
+
+    def _first_bank(self, num_warmup: int, z: Array, structure: dict) -> Bank:
+        num_chains, dimension = z.shape
+        capacity = self._bank_size or default_capacity(dimension)
+        known = 0 if self._bank is None else self._bank.z.shape[0]
+        capacity = min(capacity, known + num_chains * (num_warmup + 1))
+        self._num_warmup = num_warmup
+        bank = empty_bank(max(capacity, 2), dimension, structure, z.dtype)
+        if self._bank is None:
+            return bank
+        old = filled(self._bank)
+        failures = jnp.zeros((old.z.shape[0], 3), jnp.int32)
+        return add(bank, old.z, Evaluation(old.potential, old.inputs, old.outputs, failures))
+
+    def _pack(self, z: Array, outputs: dict[str, Array]) -> Any:
+        values = jax.vmap(self._unravel)(z)
+        boxes = self._problem.boxes
+        if not boxes:
+            return values
+        shaped = {k: v.reshape(v.shape[0], *boxes[k].out.shape) for k, v in outputs.items()}
+        return {**values, OUTPUTS: shaped}
+
+    def _unpack(self, z: Any) -> tuple[Array, dict[str, Array]]:
+        outputs = {}
+        if self._problem.boxes:
+            outputs = {k: v.reshape(v.shape[0], -1) for k, v in z[OUTPUTS].items()}
+            z = {k: v for k, v in z.items() if k != OUTPUTS}
+        flat = jax.vmap(lambda p: ravel_pytree(p)[0])(z)
+        return flat, outputs
+
+
+def default_capacity(dimension: int) -> int:
+    """Return how many evaluations are kept: enough for all quadratic terms, 1000 to 2000."""
+    return min(2000, max(1000, 3 * (dimension + 1) * (dimension + 2) // 4))
+
+
+_PER_CHAIN = (
+    "z",
+    "potential_energy",
+    "accept_prob",
+    "mean_accept_prob",
+    "diverging",
+    "num_steps",
+    "integration_error",
+    "surrogate_error",
+    "move",
+    "num_evaluations",
+    "num_failures",
+    "bank_size",
+    "step_size",
+    "rng_key",
+)
+
+
+def _without_chain_axis(state: ScoreHMCState) -> ScoreHMCState:
+    fields = {k: jax.tree.map(lambda x: x[0], getattr(state, k)) for k in _PER_CHAIN}
+    return state._replace(**fields)
+
+
+def _with_chain_axis(state: ScoreHMCState) -> ScoreHMCState:
+    fields = {k: jax.tree.map(lambda x: x[None], getattr(state, k)) for k in _PER_CHAIN}
+    return state._replace(**fields)
+
+
+def _check_start(found: Evaluation, *, given: bool) -> None:
+    """Raise where a chain has no start with a finite potential; not under a transformation."""
+    if isinstance(found.potential, jax.core.Tracer):
+        return
+    bad = [int(c) for c in jnp.flatnonzero(~jnp.isfinite(found.potential))]
+    if bad and given:
+        raise ValueError(
+            f"`init_params` must have a finite potential; that of chain(s) {bad} is infinite or "
+            "not a number."
+        )
+    if bad:
+        raise RuntimeError(
+            f"No starting point with a finite potential in {MAX_STARTS} draws for chain(s) {bad}. "
+            "Check the model and its black boxes, or give `init_strategy` or `init_params`."
+        )
+
+
+def _check_latents(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> None:
+    """Raise for latent sites that have no gradient."""
+
+    def read(trace: dict[str, Any]) -> None:
+        found = latent_sites(trace)
+        discrete = [k for k, site in found.items() if site["fn"].support.is_discrete]
+        if discrete:
+            raise ValueError(
+                f"`model` must have continuous latent sites; {discrete} are discrete. Sum them out "
+                "of the likelihood."
+            )
+        if not found:
+            raise ValueError("`model` must have a latent site; it has none.")
+
+    look_at(model, args, kwargs, read)
+
+
+def _is_data(site: dict[str, Any]) -> bool:
+    return site["type"] == "sample" and site.get("is_observed", False)
+
+
+@jax.custom_batching.custom_vmap
+def _same_for_all(i: Array) -> Array:
+    """Return `i`, which is the same in all mapped chains, without an axis for them.
+
+    Under `vmap` a condition with such an axis computes both of its branches; the surrogate would be
+    fitted in every iteration.
+    """
+    return i
+
+
+@_same_for_all.def_vmap
+def _(axis_size: int, in_batched: list[bool], i: Array) -> tuple[Array, bool]:
+    del axis_size
+    return (i[0] if in_batched[0] else i), False

@@ -1,0 +1,139 @@
+"""Moves that leave the target invariant whatever the surrogate: trajectories and their correction.
+
+In coordinates y with unit mass, under the walled surrogate potential V:
+
+  trajectory   leapfrog steps (y, p) -> (y', -p') with the force -grad V. Volume preserving and
+               reversible for any force that does not depend on where the trajectory began, so
+               accepting with min(1, exp(U - U' + |p|^2/2 - |p'|^2/2)) leaves exp(-U) invariant.
+  transition   k trajectories, each accepted or not under V itself, so that together they are
+               reversible with respect to exp(-V); one correction, min(1, exp(V' - V + U - U')),
+               makes the whole reversible with respect to exp(-U) (Christen, Fox 2005).
+
+Either costs one evaluation of the true U, at its end.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+Potential = Callable[[Array], Array]
+DIVERGENCE = 1000.0  # change of energy beyond which the integrator is said to have diverged
+MAX_LEAPFROGS = 64
+
+
+class Proposal(NamedTuple):
+    """The end of a move, before the true potential there is known.
+
+    Attributes:
+        y: (D,) end point.
+        log_ratio: what is added to U - U' in the log acceptance ratio.
+        surrogate_change: V' - V.
+        integration_error: change of V + |p|^2/2 along the last trajectory.
+        inner_accept: mean acceptance of the trajectories under V.
+        num_steps: leapfrog steps.
+        diverging: whether a trajectory diverged.
+    """
+
+    y: Float[Array, " D"]
+    log_ratio: Float[Array, ""]
+    surrogate_change: Float[Array, ""]
+    integration_error: Float[Array, ""]
+    inner_accept: Float[Array, ""]
+    num_steps: Int[Array, ""]
+    diverging: Bool[Array, ""]
+
+
+def leapfrog(
+    potential: Potential, y: Array, p: Array, step: Array, num_steps: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Return y, p after `num_steps` (traced) leapfrog steps, and the potential at both ends."""
+    both = jax.value_and_grad(potential)
+    start, slope = both(y)
+
+    def body(_: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        y, p, slope, _ = carry
+        p = p - 0.5 * step * slope
+        y = y + step * p
+        value, slope = both(y)
+        return y, p - 0.5 * step * slope, slope, value
+
+    y, p, _, end = jax.lax.fori_loop(0, num_steps, body, (y, p, slope, start))
+    return y, p, start, end
+
+
+def propose(
+    key: Array,
+    potential: Potential,
+    y: Float[Array, " D"],
+    step: Float[Array, ""],
+    lengths: Int[Array, " K"],
+    num_trajectories: Int[Array, ""],
+    corrected: Bool[Array, ""],
+    temperature: Float[Array, ""],
+) -> Proposal:
+    """Return the end of a trajectory (not `corrected`) or of a transition of several.
+
+    Args:
+        key: random key.
+        potential: V, differentiable.
+        y: start.
+        step: leapfrog step size.
+        lengths: numbers of leapfrog steps of the trajectories, as many as there can be.
+        num_trajectories: how many of them are run.
+        corrected: whether trajectories are accepted under V. If not, there must be one.
+        temperature: T, to move under exp(-V/T) instead, for exploration only.
+    """
+    zero = jnp.zeros((), y.dtype)
+
+    def body(i: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        y, value, _, accepts, steps, diverging, kinetic = carry
+        momentum_key, accept_key = jax.random.split(jax.random.fold_in(key, i))
+        p = jnp.sqrt(temperature) * jax.random.normal(momentum_key, y.shape, y.dtype)
+        new, q, start, end = leapfrog(potential, y, p, step, lengths[i])
+        kinetic = 0.5 * (jnp.sum(p * p) - jnp.sum(q * q))
+        error = end - start - kinetic
+        bad = ~(error < DIVERGENCE) | ~jnp.all(jnp.isfinite(new))
+        accept = jnp.where(bad, 0, jnp.minimum(1, jnp.exp(-jnp.where(bad, 0, error) / temperature)))
+        taken = ~corrected | (jax.random.uniform(accept_key, (), y.dtype) < accept)
+        taken = taken & ~(corrected & bad)
+        y = jnp.where(taken, new, y)
+        value = jnp.where(taken, end, value)
+        return (
+            y,
+            value,
+            error,
+            accepts + accept,
+            steps + lengths[i],
+            diverging | bad,
+            kinetic,
+        )
+
+    first = potential(y)
+    carry = (y, first, zero, zero, jnp.zeros((), jnp.int32), jnp.asarray(False), zero)
+    out = jax.lax.fori_loop(0, num_trajectories, body, carry)
+    new, last, error, accepts, steps, diverging, kinetic = out
+    change = last - first
+    log_ratio = jnp.where(corrected, change, kinetic)
+    mean_accept = accepts / jnp.maximum(num_trajectories, 1).astype(y.dtype)
+    diverging = diverging & ~corrected | ~jnp.all(jnp.isfinite(new))
+    return Proposal(new, log_ratio, change, error, mean_accept, steps, diverging)
+
+
+def accept_probability(
+    proposal: Proposal, current: Float[Array, ""], proposed: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Return min(1, exp(U - U' + log_ratio)); 0 where that is not a number."""
+    log_ratio = current - proposed + proposal.log_ratio
+    log_ratio = jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)
+    return jnp.exp(jnp.minimum(log_ratio, 0))
+
+
+def step_counts(
+    key: Array, time: Float[Array, ""], step: Float[Array, ""], num: int
+) -> Int[Array, " num"]:
+    """Return jittered numbers of leapfrog steps of `num` trajectories of about the given length."""
+    jitter = jax.random.uniform(key, (num,), time.dtype, 0.6, 1.4)
+    return jnp.clip(jnp.round(jitter * time / step), 1, MAX_LEAPFROGS).astype(jnp.int32)

@@ -1,0 +1,275 @@
+"""One iteration for chains that share a bank and a surrogate: fit, move, evaluate once, accept."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from implicitppl.infer.score_hmc import _adapt as kinds
+from implicitppl.infer.score_hmc._adapt import Adaptation
+from implicitppl.infer.score_hmc._bank import Bank, add, newest_first, usual_range
+from implicitppl.infer.score_hmc._explore import explore
+from implicitppl.infer.score_hmc._moves import (
+    Proposal,
+    accept_probability,
+    propose,
+    step_counts,
+)
+from implicitppl.infer.score_hmc._plan import Plan
+from implicitppl.infer.score_hmc._surrogate import (
+    Model,
+    Surrogate,
+    choose,
+    fit,
+    padded,
+    slack_of,
+    thin,
+)
+
+# Of the moves that learn: wider than the target, so that its tails are known; and to points of the
+# design, where the surrogate is unsure.
+HOT_SHARE, DESIGN_SHARE = 0.25, 0.35
+
+
+class Options(NamedTuple):
+    """What does not change: the schedule and the user's choices."""
+
+    plan: Plan
+    dense: bool
+    safe: float
+
+
+class Chains(NamedTuple):
+    """States of C chains; `surrogate`, `adaptation` and `bank` are shared."""
+
+    z: Float[Array, "C D"]
+    potential: Float[Array, " C"]
+    outputs: dict[str, Float[Array, "C P"]]
+    surrogate: Surrogate
+    adaptation: Adaptation
+    bank: Bank
+
+
+class Statistics(NamedTuple):
+    """What an iteration reports for each chain.
+
+    Attributes:
+        accept_prob: probability with which the proposal was accepted.
+        diverging: whether the trajectory or the target was not finite at its end.
+        num_steps: leapfrog steps.
+        integration_error: change of the surrogate's energy along the last trajectory.
+        surrogate_error: change of U - U~ from the current point to the proposal; NaN before the
+            first fit.
+        move: kind of the move.
+        failures: (3,) failures of the host by exception, NaN, time-out.
+    """
+
+    accept_prob: Float[Array, " C"]
+    diverging: Bool[Array, " C"]
+    num_steps: Int[Array, " C"]
+    integration_error: Float[Array, " C"]
+    surrogate_error: Float[Array, " C"]
+    move: Int[Array, " C"]
+    failures: Int[Array, "C 3"]
+
+
+def step(
+    keys: Array, i: Int[Array, ""], chains: Chains, model: Model, options: Options
+) -> tuple[Chains, Statistics]:
+    """Return the chains after iteration `i`, with one evaluation of the target for each."""
+    shared = jax.random.fold_in(keys[0], 1)
+    fit_key, kind_key, jitter_key, hot_key = jax.random.split(shared, 4)
+    chains = _learn(fit_key, i, chains, model, options)
+    chains = _rescue(jax.random.fold_in(shared, 2), i, chains, options)
+    own = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, 2), 3))(keys)
+    surrogate, adaptation = chains.surrogate, chains.adaptation
+    kind = jax.random.categorical(kind_key, jnp.log(_probabilities(i, chains, options)))
+    y = surrogate.where.to(chains.z)
+    learning = (i < options.plan.trials) & (kind > 0)
+    u = jax.random.uniform(hot_key)
+    asked, hot = learning & (u < DESIGN_SHARE), learning & (u > 1 - HOT_SHARE)
+    temperature = jnp.where(hot, 1 + 2 / (y.shape[1] / 2) ** 0.5, 1).astype(y.dtype)
+    proposal = _propose(own[:, 0], jitter_key, kind, temperature, y, chains, model)
+    turn = (chains.bank.count + jnp.arange(y.shape[0])) % kinds.NUM_DESIGN
+    new = jnp.where(asked, adaptation.design[turn], surrogate.where.back(proposal.y))
+    usable = jnp.all(jnp.isfinite(new), axis=1)
+    new = jnp.where(usable[:, None], new, chains.z)
+    found = jax.vmap(lambda z, k: model.problem.evaluate(z, k, model.args, model.kwargs))(
+        new, own[:, 1]
+    )
+    accept = jax.vmap(accept_probability)(proposal, chains.potential, found.potential)
+    accept = jnp.where(usable & jnp.isfinite(found.potential), accept, 0)
+    # Until half of the warm-up whatever is more probable is taken: the way down needs no balance.
+    eager = jnp.exp(jnp.minimum(chains.potential - found.potential, 0))
+    eager = jnp.where(usable & jnp.isfinite(found.potential), eager, 0)
+    accept = jnp.where(hot | asked, 0, accept)
+    accept = jnp.where(i < options.plan.num_warmup // 2, jnp.maximum(accept, eager), accept)
+    taken = jax.vmap(lambda k: jax.random.uniform(k, (), y.dtype))(own[:, 2]) < accept
+
+    error = found.potential - chains.potential - proposal.surrogate_change
+    statistics = Statistics(
+        accept,
+        proposal.diverging | ~usable,
+        proposal.num_steps,
+        proposal.integration_error,
+        jnp.where(surrogate.fitted, error, jnp.nan),
+        jnp.broadcast_to(kind, accept.shape).astype(jnp.int32),
+        found.failures,
+    )
+    adaptation = _adapt(i, kind, accept, proposal.y - y, adaptation, options)
+    in_warmup = i < options.plan.num_warmup
+    bank = jax.tree.map(
+        lambda a, b: jnp.where(in_warmup, a, b), add(chains.bank, new, found), chains.bank
+    )
+
+    def pick(a: Array, b: Array) -> Array:
+        return jnp.where(taken.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    moved = chains._replace(
+        z=pick(new, chains.z),
+        potential=pick(found.potential, chains.potential),
+        outputs={k: pick(found.outputs[k], old) for k, old in chains.outputs.items()},
+        adaptation=adaptation,
+        bank=bank,
+    )
+    return moved, statistics
+
+
+def _learn(key: Array, i: Array, chains: Chains, model: Model, options: Options) -> Chains:
+    """Return the chains with a new surrogate where the plan has one.
+
+    On the way down, when few evaluations are near, small fits follow each other closely.
+    """
+    plan = options.plan
+    if not plan.fits:
+        return chains
+    capacity = chains.bank.z.shape[0]
+    small = min(capacity, plan.small)
+
+    def learn(size: int, chains: Chains) -> tuple[Surrogate, Adaptation]:
+        old = chains.adaptation
+        chosen = choose(chains.bank)
+        chosen = thin(chosen, size) if size < capacity else chosen
+        surrogate = fit(chosen, chains.surrogate, options.dense)
+        found = explore(key, model, surrogate, chosen, options.dense)
+        usual = 2.38 / chains.z.shape[1] ** 0.5
+        scale = jnp.where(chains.surrogate.fitted, old.walk_scale, usual)
+        return padded(found.surrogate, capacity), old._replace(
+            step_size=found.step_size,
+            walk_scale=scale.astype(old.walk_scale.dtype),
+            design=found.design,
+        )
+
+    def keep(chains: Chains) -> tuple[Surrogate, Adaptation]:
+        return chains.surrogate, chains.adaptation
+
+    rows, known = newest_first(chains.bank)
+    num_near = jnp.sum(slack_of(rows, known) <= 0)
+    due = jnp.any(i == jnp.asarray(plan.fits))
+    due_small = jnp.any(i == jnp.asarray(plan.small_fits, jnp.int32)) & (num_near < small)
+    few = num_near < small
+    which = jnp.where(due & ~few, 2, jnp.where(due | due_small, 1, 0))
+    branches = [keep, lambda c: learn(small, c), lambda c: learn(capacity, c)]
+    if small == capacity:
+        which, branches = jnp.minimum(which, 1), branches[:2]
+    surrogate, adaptation = jax.lax.switch(which, branches, chains)
+    return chains._replace(surrogate=surrogate, adaptation=adaptation)
+
+
+def _rescue(key: Array, i: Array, chains: Chains, options: Options) -> Chains:
+    """Return the chains with those that were left behind moved to good points of the bank.
+
+    At one and two quarters of the warm-up: a chain whose potential is more than twice the usual
+    range above the lowest found holds no mass worth the name (e^-40 in 10 dimensions), but it may
+    be a local mode that it would not leave.
+    """
+    quarters = jnp.asarray([options.plan.num_warmup // 4, options.plan.num_warmup // 2])
+    rows, known = newest_first(chains.bank)
+    slack = slack_of(rows, known)
+    lowest = jnp.min(jnp.where(known, rows.potential, jnp.inf))
+    above = (chains.potential - lowest) / usual_range(chains.z.shape[1])
+    left = (above > 2) & jnp.any(i == quarters) & (i > 0)
+    size = chains.potential.shape
+    chosen = jax.random.categorical(key, jnp.where(slack <= 0, 0.0, -jnp.inf), shape=size)
+
+    def pick(bank: Array, now: Array) -> Array:
+        return jnp.where(left.reshape(-1, *[1] * (now.ndim - 1)), bank[chosen], now)
+
+    return chains._replace(
+        z=pick(rows.z, chains.z),
+        potential=pick(rows.potential, chains.potential),
+        outputs={k: pick(rows.outputs[k], old) for k, old in chains.outputs.items()},
+    )
+
+
+def _probabilities(i: Array, chains: Chains, options: Options) -> Float[Array, " K"]:
+    """Return with which probability each kind of move is made in this iteration."""
+    dtype = chains.z.dtype
+    walk = jnp.zeros(kinds.NUM_MOVES, dtype).at[0].set(1.0)
+    warm = kinds.exploring(max(options.safe, 0.1), dtype)
+    even = kinds.exploring(1 / kinds.NUM_MOVES, dtype)
+    phase = jnp.where(i < options.plan.trials, warm, even)
+    phase = jnp.where(i < options.plan.num_warmup, phase, chains.adaptation.probabilities)
+    return jnp.where(chains.surrogate.fitted, phase, walk)
+
+
+def _propose(
+    keys: Array,
+    jitter_key: Array,
+    kind: Array,
+    temperature: Array,
+    y: Array,
+    chains: Chains,
+    model: Model,
+) -> Proposal:
+    """Return the proposals of all chains: one kind of move, the same numbers of steps."""
+    surrogate, adaptation = chains.surrogate, chains.adaptation
+    times, numbers, corrected = (jnp.asarray(column)[kind] for column in kinds.table())
+    lengths = step_counts(
+        jitter_key, times.astype(y.dtype), adaptation.step_size, kinds.MAX_TRAJECTORIES
+    )
+
+    def one(key: Array, y: Array) -> Proposal:
+        walk_key, move_key = jax.random.split(key)
+        moved = propose(
+            move_key,
+            lambda y: surrogate.walled(model, y),
+            y,
+            adaptation.step_size,
+            lengths,
+            numbers,
+            corrected,
+            temperature,
+        )
+        walk = y + adaptation.walk_scale * jax.random.normal(walk_key, y.shape, y.dtype)
+        change = surrogate.walled(model, walk) - surrogate.walled(model, y)
+        zero = jnp.zeros((), y.dtype)
+        walked = Proposal(
+            walk, zero, change, zero, zero, jnp.zeros((), jnp.int32), jnp.asarray(False)
+        )
+        return jax.tree.map(lambda a, b: jnp.where(kind == 0, a, b), walked, moved)
+
+    return jax.vmap(one)(keys, y)
+
+
+def _adapt(
+    i: Array, kind: Array, accept: Array, jump: Array, old: Adaptation, options: Options
+) -> Adaptation:
+    """Return the adaptation after a move; unchanged after warm-up."""
+    plan = options.plan
+    mean = jnp.mean(accept)
+    rate = 1 / (1 + i.astype(accept.dtype)) ** 0.5
+    scale = old.walk_scale * jnp.exp(rate * (mean - kinds.WALK_TARGET))
+    scale = jnp.where((kind == 0) & (i < plan.num_warmup), scale, old.walk_scale)
+    trial = (i >= plan.trials) & (i < plan.num_warmup)
+    jumps = jnp.mean(accept[:, None] * jump**2, axis=0)
+    jumps = old.jumps.at[kind].add(jnp.where(trial, jumps, 0))
+    new = old._replace(
+        walk_scale=scale,
+        jumps=jumps,
+        trials=old.trials.at[kind].add(trial.astype(old.trials.dtype)),
+    )
+    last = i == plan.num_warmup - 1
+    decided = jnp.where(last, kinds.decide(new, options.safe), old.probabilities)
+    return new._replace(probabilities=decided)

@@ -1,0 +1,344 @@
+"""The kernel: right answers, one evaluation a draw, frozen after warm-up, every chain method."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jaxtyping import Array
+from numpyro.infer import MCMC, init_to_value
+
+import implicitppl as ip
+from implicitppl.infer import Bank, ScoreHMC, black_box
+from implicitppl.infer.score_hmc import _adapt
+from implicitppl.infer.score_hmc._plan import make_plan
+
+CHAINS, WARMUP, DRAWS = 2, 30, 60  # few evaluations: one size of fit is compiled, not two
+FIELDS = ("accept_prob", "num_evaluations", "bank_size", "surrogate_error", "move", "num_failures")
+DATA = jnp.array([1.2, 0.7, 1.9, 1.4])
+
+
+class Counted:
+    """A host function that counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        return np.asarray(np.sinh(x), dtype=x.dtype)
+
+
+def model(simulate: Any, y: Array = DATA) -> None:
+    """The mean of the data is a host function of x; sigma is not opaque."""
+    x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+    sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
+    mean = black_box("mean", simulate, x, out=())
+    numpyro.deterministic("twice", 2 * mean)
+    with numpyro.plate("data", len(y)):
+        numpyro.sample("y", dist.Normal(mean, sigma), obs=y)
+
+
+def truth() -> tuple[float, float, float, float]:
+    """Mean and sd of x and of log sigma, on a grid."""
+    x, s = np.meshgrid(np.linspace(-2, 3, 401), np.linspace(-4, 2.5, 401), indexing="ij")
+    sigma = np.exp(s)
+    log_p = -0.5 * x**2 - 0.5 * sigma**2 + s - len(DATA) * s
+    for y in np.asarray(DATA):
+        log_p = log_p - 0.5 * ((y - np.sinh(x)) / sigma) ** 2
+    p = np.exp(log_p - log_p.max())
+    p /= p.sum()
+    means = [float(np.sum(p * v)) for v in (x, s)]
+    sds = [float(np.sqrt(np.sum(p * v**2) - m**2)) for v, m in zip((x, s), means, strict=True)]
+    return means[0], sds[0], means[1], sds[1]
+
+
+def mcmc_of(kernel: Any, chain_method: Any = "vectorized", num_chains: int = CHAINS) -> MCMC:
+    return MCMC(
+        kernel,
+        num_warmup=WARMUP,
+        num_samples=DRAWS,
+        num_chains=num_chains,
+        chain_method=chain_method,
+        progress_bar=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished() -> tuple[MCMC, Counted]:
+    """One vectorized run of the model, and its host function."""
+    simulate = Counted()
+    mcmc = mcmc_of(ScoreHMC(model))
+    mcmc.run(jax.random.key(0), simulate, extra_fields=FIELDS)
+    jax.block_until_ready(mcmc.get_samples())
+    return mcmc, simulate
+
+
+def test_host_calls_are_those_reported(finished: tuple[MCMC, Counted]) -> None:
+    # Nothing but the start and one evaluation for each chain and iteration; none afterwards.
+    mcmc, simulate = finished
+    reported = mcmc.get_extra_fields(group_by_chain=True)["num_evaluations"][:, -1]
+    assert int(jnp.sum(reported)) == simulate.calls
+    assert simulate.calls == CHAINS * (1 + WARMUP + DRAWS)
+
+
+def test_outputs_are_those_of_the_host(finished: tuple[MCMC, Counted]) -> None:
+    draws = finished[0].get_samples()
+    assert set(draws) == {"x", "sigma", "mean", "twice"}
+    np.testing.assert_allclose(draws["mean"], np.sinh(np.asarray(draws["x"])), rtol=1e-5)
+    np.testing.assert_allclose(draws["twice"], 2 * draws["mean"], rtol=1e-6)
+
+
+def test_the_potential_is_the_true_one(finished: tuple[MCMC, Counted]) -> None:
+    state = finished[0].last_state
+    for c in range(CHAINS):
+        x, s = float(state.z["x"][c]), float(state.z["sigma"][c])
+        sigma = np.exp(s)
+        log_p = dist.Normal(0, 1).log_prob(x) + dist.HalfNormal(1.0).log_prob(sigma) + s
+        log_p += jnp.sum(dist.Normal(np.sinh(x), sigma).log_prob(DATA))
+        np.testing.assert_allclose(state.potential_energy[c], -log_p, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_nothing_is_learned_after_warm_up() -> None:
+    mcmc = mcmc_of(ScoreHMC(model))
+    simulate = Counted()
+    mcmc.warmup(jax.random.key(1), simulate)
+    before = mcmc.post_warmup_state
+    mcmc.run(jax.random.key(2), simulate)
+    after = mcmc.last_state
+    for name in ("surrogate", "bank", "adaptation", "step_size", "bank_size"):
+        for old, new in zip(
+            jax.tree.leaves(getattr(before, name)),
+            jax.tree.leaves(getattr(after, name)),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(old, new)
+    assert bool(after.surrogate.fitted)
+    assert not np.array_equal(before.z["x"], after.z["x"])
+
+
+def test_print_summary_shows_latent_sites_only(
+    finished: tuple[MCMC, Counted], capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished[0].print_summary()
+    printed = capsys.readouterr().out
+    assert "sigma" in printed
+    assert "mean" not in printed.replace("mean ", "")
+
+
+def test_arviz_needs_no_host(finished: tuple[MCMC, Counted]) -> None:
+    mcmc, simulate = finished
+    calls = simulate.calls
+    data = ip.diagnostics.to_arviz(mcmc, log_likelihood=False, posterior_predictive=False)
+    assert data["posterior"]["mean"].shape == (CHAINS, DRAWS)
+    assert "surrogate_error" in data["sample_stats"]
+    # The model is traced once, at one draw.
+    assert simulate.calls - calls <= 1
+
+
+@pytest.mark.parametrize("method", ["sequential", jax.vmap])
+@pytest.mark.slow
+def test_chains_that_learn_alone(method: Any) -> None:
+    simulate = Counted()
+    mcmc = mcmc_of(ScoreHMC(model), method, num_chains=2)
+    mcmc.run(jax.random.key(0), simulate, extra_fields=FIELDS)
+    fields = mcmc.get_extra_fields(group_by_chain=True)
+    jax.block_until_ready(fields)
+    assert simulate.calls == 2 * (1 + WARMUP + DRAWS)
+    assert fields["bank_size"].shape == (2, DRAWS)
+    assert int(fields["bank_size"][0, -1]) == WARMUP + 1
+    banks = np.asarray(mcmc.last_state.bank.potential)
+    assert not np.array_equal(banks[0], banks[1])
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_posterior_moments() -> None:
+    mcmc = MCMC(
+        ScoreHMC(model),
+        num_warmup=100,
+        num_samples=3000,
+        num_chains=4,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(jax.random.key(3), Counted(), extra_fields=FIELDS)
+    draws = {k: np.asarray(v) for k, v in mcmc.get_samples(group_by_chain=True).items()}
+    import arviz as az
+
+    mean_x, sd_x, mean_s, sd_s = truth()
+    for name, values, mean, sd in (
+        ("x", draws["x"], mean_x, sd_x),
+        ("s", np.log(draws["sigma"]), mean_s, sd_s),
+    ):
+        size = float(az.ess(values))
+        assert size > 1500, name
+        assert abs(values.mean() - mean) < 4 * sd / np.sqrt(size), name
+        spread = float(az.ess((values - mean) ** 2))
+        assert abs(values.var() / sd**2 - 1) < 4 * np.sqrt(3 / spread), name
+
+
+def potential(x: Array) -> Array:
+    """Bent, and without a gradient: differentiating it raises."""
+    out = jax.pure_callback(
+        lambda x: np.float32(0.5 * x[0] ** 2 + (x[1] - 0.5 * np.sin(x[0])) ** 2),
+        jax.ShapeDtypeStruct((), jnp.float32),
+        x,
+        vmap_method="sequential",
+    )
+    return out
+
+
+@pytest.mark.smoke
+def test_a_potential_that_cannot_be_differentiated() -> None:
+    mcmc = mcmc_of(ScoreHMC(potential_fn=potential))
+    mcmc.run(jax.random.key(0), init_params=jnp.ones((CHAINS, 2)), extra_fields=FIELDS)
+    draws = mcmc.get_samples()
+    assert draws.shape == (CHAINS * DRAWS, 2)
+    assert 0.3 < float(jnp.std(draws[:, 0])) < 2.0
+    fit = mcmc.last_state.surrogate.fits["potential"]
+    assert float(fit.info.error) < 0.5 * float(fit.info.trend_error)
+
+
+@pytest.mark.slow
+def test_a_bank_outlives_its_run(tmp_path: Path, finished: tuple[MCMC, Counted]) -> None:
+    bank = finished[0].last_state.bank
+    assert int(bank.size) == CHAINS * (WARMUP + 1)
+    bank.save(tmp_path / "bank.npz")
+    loaded = Bank.load(tmp_path / "bank.npz")
+    np.testing.assert_allclose(
+        np.sort(np.asarray(loaded.potential)), np.sort(np.asarray(bank.potential))
+    )
+    simulate = Counted()
+    kernel = ScoreHMC(model, bank=loaded)
+    mcmc = MCMC(
+        kernel,
+        num_warmup=10,
+        num_samples=10,
+        num_chains=2,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(jax.random.key(5), simulate, extra_fields=FIELDS)
+    fields = mcmc.get_extra_fields()
+    assert int(fields["bank_size"][-1]) == int(bank.size) + 2 * 11
+    # The first fit comes before the first move.
+    assert make_plan(10, 2, 2, int(bank.size)).fits[0] == 0
+    assert bool(mcmc.last_state.surrogate.fitted)
+    count = mcmc.last_state.surrogate.fits["mean"].info.num_points
+    assert int(count) > 2 * 11
+
+
+@pytest.mark.slow
+def test_failures_reject_and_are_counted() -> None:
+    def fragile(x: np.ndarray) -> np.ndarray:
+        if x > 1.0:
+            raise RuntimeError("no convergence")
+        return np.asarray(x)
+
+    def failing(y: float) -> None:
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        mean = black_box("mean", fragile, x, out=(), on_failure="reject")
+        numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    mcmc = mcmc_of(ScoreHMC(failing))
+    mcmc.run(jax.random.key(0), 1.5, extra_fields=FIELDS)
+    assert float(jnp.max(mcmc.get_samples()["x"])) <= 1.0
+    failures = mcmc.last_state.num_failures
+    assert failures.shape == (CHAINS, 3)
+    assert int(jnp.sum(failures[:, 0])) > 0
+    assert int(jnp.sum(failures[:, 1:])) == 0
+
+
+@pytest.mark.slow
+def test_one_chain_of_one_dimension_with_a_short_warm_up() -> None:
+    def normal() -> None:
+        numpyro.sample("x", dist.Normal(0.0, 1.0))
+
+    mcmc = MCMC(ScoreHMC(normal), num_warmup=3, num_samples=20, progress_bar=False)
+    with pytest.warns(UserWarning, match="too short"):
+        mcmc.run(jax.random.key(0))
+    assert not bool(mcmc.last_state.surrogate.fitted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MCMC(ScoreHMC(normal), num_warmup=30, num_samples=5, progress_bar=False).run(
+            jax.random.key(0)
+        )
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match="Exactly one"):
+        ScoreHMC()
+    with pytest.raises(ValueError, match="safe_move_prob"):
+        ScoreHMC(model, safe_move_prob=0.0)
+    with pytest.raises(ValueError, match="bank_size"):
+        ScoreHMC(model, bank_size=3)
+
+    def discrete() -> None:
+        numpyro.sample("k", dist.Bernoulli(0.5))
+
+    def impossible() -> None:
+        numpyro.sample("x", dist.Normal(0.0, 1.0))
+        numpyro.factor("never", jnp.nan)
+
+    def bounded() -> None:
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        numpyro.factor("wall", jnp.where(x > 50, 0.0, -jnp.inf))
+
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match="'k'.*discrete"):
+        mcmc_of(ScoreHMC(discrete)).run(key)
+    with pytest.raises(RuntimeError, match="No starting point"):
+        mcmc_of(ScoreHMC(impossible)).run(key)
+    with pytest.raises(RuntimeError, match="No starting point"):
+        mcmc_of(ScoreHMC(bounded)).run(key)
+    with pytest.raises(ValueError, match="`init_params` must have a finite potential"):
+        mcmc_of(ScoreHMC(bounded)).run(key, init_params={"x": jnp.zeros(CHAINS)})
+    with pytest.raises(ValueError, match="init_params"):
+        mcmc_of(ScoreHMC(potential_fn=potential)).run(key)
+
+
+@pytest.mark.slow
+def test_starting_points_are_drawn_again() -> None:
+    def narrow() -> None:
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        numpyro.factor("wall", jnp.where(x > 1.0, 0.0, -jnp.inf))
+
+    mcmc = mcmc_of(ScoreHMC(narrow))
+    mcmc.run(jax.random.key(0), extra_fields=FIELDS)
+    assert float(jnp.min(mcmc.get_samples()["x"])) > 1.0
+    tries = mcmc.get_extra_fields(group_by_chain=True)["num_evaluations"][:, -1] - WARMUP - DRAWS
+    assert int(jnp.min(tries)) > 1
+
+
+def test_init_strategy_is_used() -> None:
+    kernel = ScoreHMC(model, init_strategy=init_to_value(values={"x": 0.3, "sigma": 1.0}))
+    state = kernel.init(jax.random.split(jax.random.key(0), 2), 10, None, (Counted(),), {})
+    np.testing.assert_allclose(state.z["x"], 0.3)
+
+
+def test_the_plan() -> None:
+    plan = make_plan(300, 4, 10, 0)
+    assert plan.fits[-1] == plan.trials == 240
+    assert all(b > a for a, b in zip(plan.fits, plan.fits[1:], strict=False))
+    assert 4 * (plan.fits[0] + 1) >= 12
+    assert make_plan(300, 4, 10, 100).fits[0] == 0
+    assert make_plan(2, 1, 10, 0).fits == ()
+
+
+def test_the_best_move_is_that_which_moves_every_coordinate() -> None:
+    adaptation = _adapt.initial(2, jnp.dtype(jnp.float32))
+    jumps = jnp.ones((_adapt.NUM_MOVES, 2)).at[2].set(jnp.array([9.0, 0.0])).at[3].set(2.0)
+    adaptation = adaptation._replace(jumps=jumps, trials=jnp.ones(_adapt.NUM_MOVES, jnp.int32))
+    probabilities = _adapt.decide(adaptation, 0.05)
+    assert int(jnp.argmax(probabilities)) == 3
+    np.testing.assert_allclose(jnp.sum(probabilities), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(probabilities[0], 0.05, rtol=1e-6)
+    walk = _adapt.decide(adaptation._replace(jumps=jumps.at[0].set(5.0)), 0.05)
+    assert float(walk[0]) == pytest.approx(0.8)
