@@ -12,7 +12,7 @@ from benchmarks.hmc_methods import Run
 from benchmarks.hmc_targets import Target
 from implicitppl.infer import ScoreHMC
 
-# Iterations of each of the chains, whatever the budget offers: its point is to need few evaluations.
+# Iterations of each chain, whatever the budget offers: the point is to need few evaluations.
 WARMUP, LARGE_WARMUP, DRAWS = 300, 1000, 1500
 
 

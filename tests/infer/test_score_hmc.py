@@ -142,8 +142,9 @@ def test_arviz_needs_no_host(finished: tuple[MCMC, Counted]) -> None:
     assert simulate.calls - calls <= 1
 
 
-@pytest.mark.parametrize("method", ["sequential", jax.vmap])
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Some donated buffers")  # NumPyro's, under a callable
+@pytest.mark.parametrize("method", ["sequential", jax.vmap])
 def test_chains_that_learn_alone(method: Any) -> None:
     simulate = Counted()
     mcmc = mcmc_of(ScoreHMC(model), method, num_chains=2)
@@ -308,11 +309,11 @@ def test_bad_input() -> None:
 def test_starting_points_are_drawn_again() -> None:
     def narrow() -> None:
         x = numpyro.sample("x", dist.Normal(0.0, 1.0))
-        numpyro.factor("wall", jnp.where(x > 1.0, 0.0, -jnp.inf))
+        numpyro.factor("wall", jnp.where(x > 1.8, 0.0, -jnp.inf))
 
     mcmc = mcmc_of(ScoreHMC(narrow))
     mcmc.run(jax.random.key(0), extra_fields=FIELDS)
-    assert float(jnp.min(mcmc.get_samples()["x"])) > 1.0
+    assert float(jnp.min(mcmc.get_samples()["x"])) > 1.8
     tries = mcmc.get_extra_fields(group_by_chain=True)["num_evaluations"][:, -1] - WARMUP - DRAWS
     assert int(jnp.min(tries)) > 1
 
@@ -325,7 +326,8 @@ def test_init_strategy_is_used() -> None:
 
 def test_the_plan() -> None:
     plan = make_plan(300, 4, 10, 0)
-    assert plan.fits[-1] == plan.trials == 240
+    assert plan.trials == 240
+    assert plan.fits[-2:] == (240, 299)
     assert all(b > a for a, b in zip(plan.fits, plan.fits[1:], strict=False))
     assert 4 * (plan.fits[0] + 1) >= 12
     assert make_plan(300, 4, 10, 100).fits[0] == 0

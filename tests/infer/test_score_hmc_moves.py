@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 
-from implicitppl.infer.score_hmc._moves import accept_probability, leapfrog, propose, step_counts
+from implicitppl.infer.score_hmc._moves import (
+    Schedule,
+    accept_probability,
+    leapfrog,
+    propose,
+    schedule,
+)
 
 CHAINS, STEPS = 4000, 60
 
@@ -60,13 +66,12 @@ def run(potential: Callable, num: int, corrected: bool, wrong: bool = False) -> 
 
         def body(x: Array, key: Array) -> tuple[Array, None]:
             jitter, move, accept = jax.random.split(key, 3)
-            lengths = step_counts(jitter, jnp.asarray(1.0), step, 4)
+            plan = schedule(jitter, jnp.asarray(1.0), step, 4)
             out = propose(
                 move,
                 potential,
                 x,
-                step,
-                lengths,
+                plan,
                 jnp.asarray(num),
                 jnp.asarray(corrected),
                 jnp.asarray(1.0),
@@ -142,8 +147,7 @@ def test_what_is_not_finite_is_rejected() -> None:
         jax.random.key(0),
         cliff,
         jnp.array([-0.1, 0.0]),
-        jnp.asarray(1.0),
-        jnp.full((1,), 20),
+        Schedule(jnp.ones((1,)), jnp.full((1,), 20)),
         jnp.asarray(1),
         jnp.asarray(False),
         jnp.asarray(1.0),

@@ -146,7 +146,7 @@ def test_far_values_do_not_spoil_near_ones() -> None:
     # What happens far away has nothing to do with the function near.
     y = jnp.where(far, 40.0 + 30.0 * jnp.sin(9.0 * x[:, 0] * x[:, 1]), bent(x))
     slack = jnp.where(far, 2.0, 0.0)
-    where = Coordinates(jnp.zeros(2), jnp.eye(2))
+    where = Coordinates(jnp.zeros(2), jnp.eye(2), jnp.eye(2))
     valid = jnp.ones((120,), bool)
     fit = fit_values(x, y[:, None], slack, valid, where, gaussian=True)
     naive = fit_values(x, y[:, None], 0 * slack, valid, where, gaussian=True)

@@ -4,6 +4,7 @@ After each fit a few dozen walkers start at good points of the bank and move und
 Their moments become the coordinates of the trajectories, their acceptance sets the step size.
 """
 
+import functools
 from typing import NamedTuple
 
 import equinox as eqx
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float
 
 from implicitppl.infer.score_hmc._adapt import NUM_DESIGN
 from implicitppl.infer.score_hmc._bank import usual_range
-from implicitppl.infer.score_hmc._moves import propose, step_counts
+from implicitppl.infer.score_hmc._moves import propose, schedule
 from implicitppl.infer.score_hmc._problem import WHOLE
 from implicitppl.infer.score_hmc._surrogate import Chosen, Model, Surrogate
 from implicitppl.score._values import Coordinates, coordinates
@@ -52,10 +53,8 @@ def explore(
         walkers, visited, step = _round(key, model, moved, walkers)
         weights = jnp.full((visited.shape[0],), 1 / visited.shape[0], visited.dtype)
         found = coordinates(visited, weights, dense=dense)
-        good = jnp.all(jnp.isfinite(found.factor)) & jnp.all(jnp.diagonal(found.factor) > 0)
-        better = Coordinates(
-            jnp.where(good, found.centre, where.centre), jnp.where(good, found.factor, where.factor)
-        )
+        good = jnp.all(jnp.isfinite(found.inverse))
+        better = jax.tree.map(functools.partial(jnp.where, good), found, where)
         return (walkers, better), (visited, step)
 
     carry, (visits, steps) = jax.lax.scan(
@@ -124,14 +123,13 @@ def _round(
     def move(carry: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], Array]:
         y, log_step = carry
         jitter_key, *keys = jax.random.split(key, NUM_WALKERS + 1)
-        lengths = step_counts(jitter_key, jnp.asarray(TIME, y.dtype), jnp.exp(log_step), 1)
+        plan = schedule(jitter_key, jnp.asarray(TIME, y.dtype), jnp.exp(log_step), 1)
         out = jax.vmap(
             lambda k, y: propose(
                 k,
                 lambda y: surrogate.walled(model, y),
                 y,
-                jnp.exp(log_step),
-                lengths,
+                plan,
                 jnp.asarray(1),
                 jnp.asarray(True),
                 jnp.ones((), y.dtype),

@@ -157,7 +157,7 @@ class ScoreHMC(MCMCKernel):
         potential_fn: Callable[[Any], Any] | None = None,
         *,
         dense_mass: bool = True,
-        safe_move_prob: float = 0.05,
+        safe_move_prob: float = 0.1,
         bank: Bank | None = None,
         bank_size: int | None = None,
         init_strategy: Callable[..., Any] = init_to_uniform,

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 Potential = Callable[[Array], Array]
-DIVERGENCE = 1000.0  # change of energy beyond which the integrator is said to have diverged
+# Change of energy, up or down, beyond which the integrator has diverged: the way back then has too.
+DIVERGENCE = 1000.0
 MAX_LEAPFROGS = 64
 
 
@@ -34,7 +35,8 @@ class Proposal(NamedTuple):
         integration_error: change of V + |p|^2/2 along the last trajectory.
         inner_accept: mean acceptance of the trajectories under V.
         num_steps: leapfrog steps.
-        diverging: whether a trajectory diverged.
+        diverging: whether the trajectory of a single one diverged; it is to be refused. In a
+            transition it was refused already.
     """
 
     y: Float[Array, " D"]
@@ -44,6 +46,13 @@ class Proposal(NamedTuple):
     inner_accept: Float[Array, ""]
     num_steps: Int[Array, ""]
     diverging: Bool[Array, ""]
+
+
+class Schedule(NamedTuple):
+    """Step sizes and numbers of steps of K trajectories."""
+
+    steps: Float[Array, " K"]
+    counts: Int[Array, " K"]
 
 
 def leapfrog(
@@ -68,8 +77,7 @@ def propose(
     key: Array,
     potential: Potential,
     y: Float[Array, " D"],
-    step: Float[Array, ""],
-    lengths: Int[Array, " K"],
+    plan: Schedule,
     num_trajectories: Int[Array, ""],
     corrected: Bool[Array, ""],
     temperature: Float[Array, ""],
@@ -80,8 +88,7 @@ def propose(
         key: random key.
         potential: V, differentiable.
         y: start.
-        step: leapfrog step size.
-        lengths: numbers of leapfrog steps of the trajectories, as many as there can be.
+        plan: step sizes and numbers of steps of the trajectories, as many as there can be.
         num_trajectories: how many of them are run.
         corrected: whether trajectories are accepted under V. If not, there must be one.
         temperature: T, to move under exp(-V/T) instead, for exploration only.
@@ -92,10 +99,10 @@ def propose(
         y, value, _, accepts, steps, diverging, kinetic = carry
         momentum_key, accept_key = jax.random.split(jax.random.fold_in(key, i))
         p = jnp.sqrt(temperature) * jax.random.normal(momentum_key, y.shape, y.dtype)
-        new, q, start, end = leapfrog(potential, y, p, step, lengths[i])
+        new, q, start, end = leapfrog(potential, y, p, plan.steps[i], plan.counts[i])
         kinetic = 0.5 * (jnp.sum(p * p) - jnp.sum(q * q))
         error = end - start - kinetic
-        bad = ~(error < DIVERGENCE) | ~jnp.all(jnp.isfinite(new))
+        bad = ~(jnp.abs(error) < DIVERGENCE) | ~jnp.all(jnp.isfinite(new))
         accept = jnp.where(bad, 0, jnp.minimum(1, jnp.exp(-jnp.where(bad, 0, error) / temperature)))
         taken = ~corrected | (jax.random.uniform(accept_key, (), y.dtype) < accept)
         taken = taken & ~(corrected & bad)
@@ -106,7 +113,7 @@ def propose(
             value,
             error,
             accepts + accept,
-            steps + lengths[i],
+            steps + plan.counts[i],
             diverging | bad,
             kinetic,
         )
@@ -131,9 +138,14 @@ def accept_probability(
     return jnp.exp(jnp.minimum(log_ratio, 0))
 
 
-def step_counts(
-    key: Array, time: Float[Array, ""], step: Float[Array, ""], num: int
-) -> Int[Array, " num"]:
-    """Return jittered numbers of leapfrog steps of `num` trajectories of about the given length."""
-    jitter = jax.random.uniform(key, (num,), time.dtype, 0.6, 1.4)
-    return jnp.clip(jnp.round(jitter * time / step), 1, MAX_LEAPFROGS).astype(jnp.int32)
+def schedule(key: Array, time: Float[Array, ""], step: Float[Array, ""], num: int) -> Schedule:
+    """Return jittered step sizes and lengths of `num` trajectories of about the given time.
+
+    Step sizes are between a quarter of `step` and all of it: in a narrow tail the usual step is too
+    long for every trajectory, and a chain would stay there for long.
+    """
+    time_key, step_key = jax.random.split(key)
+    jitter = jax.random.uniform(time_key, (num,), time.dtype, 0.6, 1.4)
+    steps = step * 2 ** -jax.random.uniform(step_key, (num,), time.dtype, 0.0, 2.0)
+    counts = jnp.clip(jnp.round(jitter * time / steps), 1, MAX_LEAPFROGS)
+    return Schedule(steps, counts.astype(jnp.int32))

@@ -48,6 +48,8 @@ def make_plan(num_warmup: int, num_chains: int, dimension: int, num_known: int) 
         if last - fits[-1] < MIN_GAP or fits[-1] > 0.85 * last:
             fits.pop()
         fits.append(last)
+    if fits and num_warmup - 1 - fits[-1] >= MIN_GAP:
+        fits.append(num_warmup - 1)
     small = max(64, 4 * (dimension + 1))
     gap = max(1, -(-(dimension + 2) // (2 * num_chains)))
     small_fits = tuple(range(fits[0], num_warmup // 2, gap)) if fits else ()

@@ -14,7 +14,7 @@ from implicitppl.infer.score_hmc._moves import (
     Proposal,
     accept_probability,
     propose,
-    step_counts,
+    schedule,
 )
 from implicitppl.infer.score_hmc._plan import Plan
 from implicitppl.infer.score_hmc._surrogate import (
@@ -93,7 +93,11 @@ def step(
     proposal = _propose(own[:, 0], jitter_key, kind, temperature, y, chains, model)
     turn = (chains.bank.count + jnp.arange(y.shape[0])) % kinds.NUM_DESIGN
     new = jnp.where(asked, adaptation.design[turn], surrogate.where.back(proposal.y))
-    usable = jnp.all(jnp.isfinite(new), axis=1)
+    # A trajectory leads from the known region into it, or is refused: symmetric, so that balance
+    # holds, and the host is spared wild inputs. Random walks are what leaves the region.
+    from_known, to_known = (jax.vmap(surrogate.knows)(z) for z in (chains.z, new))
+    usable = jnp.all(jnp.isfinite(new), axis=1) & ~proposal.diverging
+    usable = usable & ((kind == 0) | (from_known & to_known))
     new = jnp.where(usable[:, None], new, chains.z)
     found = jax.vmap(lambda z, k: model.problem.evaluate(z, k, model.args, model.kwargs))(
         new, own[:, 1]
@@ -110,7 +114,7 @@ def step(
     error = found.potential - chains.potential - proposal.surrogate_change
     statistics = Statistics(
         accept,
-        proposal.diverging | ~usable,
+        proposal.diverging,
         proposal.num_steps,
         proposal.integration_error,
         jnp.where(surrogate.fitted, error, jnp.nan),
@@ -226,9 +230,7 @@ def _propose(
     """Return the proposals of all chains: one kind of move, the same numbers of steps."""
     surrogate, adaptation = chains.surrogate, chains.adaptation
     times, numbers, corrected = (jnp.asarray(column)[kind] for column in kinds.table())
-    lengths = step_counts(
-        jitter_key, times.astype(y.dtype), adaptation.step_size, kinds.MAX_TRAJECTORIES
-    )
+    plan = schedule(jitter_key, times.astype(y.dtype), adaptation.step_size, kinds.MAX_TRAJECTORIES)
 
     def one(key: Array, y: Array) -> Proposal:
         walk_key, move_key = jax.random.split(key)
@@ -236,13 +238,15 @@ def _propose(
             move_key,
             lambda y: surrogate.walled(model, y),
             y,
-            adaptation.step_size,
-            lengths,
+            plan,
             numbers,
             corrected,
             temperature,
         )
-        walk = y + adaptation.walk_scale * jax.random.normal(walk_key, y.shape, y.dtype)
+        # Short walks too: they are accepted where the target is narrow.
+        size_key, walk_key = jax.random.split(walk_key)
+        size = adaptation.walk_scale * 2 ** -jax.random.uniform(size_key, (), y.dtype, 0.0, 3.0)
+        walk = y + size * jax.random.normal(walk_key, y.shape, y.dtype)
         change = surrogate.walled(model, walk) - surrogate.walled(model, y)
         zero = jnp.zeros((), y.dtype)
         walked = Proposal(

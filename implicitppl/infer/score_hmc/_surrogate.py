@@ -24,7 +24,7 @@ from implicitppl.score._values import (
     initial_hyper,
 )
 
-WALL_FACTOR = 1.5
+WALL_FACTOR, KNOWN_FACTOR = 1.5, 2.0  # of the farthest point that matters; of that
 
 
 class Model(NamedTuple):
@@ -55,6 +55,10 @@ class Surrogate(eqx.Module):
     def potential(self, model: Model, z: Float[Array, " D"]) -> Float[Array, ""]:
         """Return U~(z) without the wall."""
         return model.problem.approximate(z, self.fits, model.args, model.kwargs)
+
+    def knows(self, z: Float[Array, " D"]) -> Bool[Array, ""]:
+        """Return whether z is in the region that trajectories may begin and end in."""
+        return jnp.sum(self.wall.to(z) ** 2) <= (KNOWN_FACTOR * self.radius) ** 2
 
     def walled(self, model: Model, y: Float[Array, " D"]) -> Float[Array, ""]:
         """Return the potential that trajectories follow, in their coordinates."""
@@ -184,7 +188,8 @@ def unfitted(bank: Bank, start: Float[Array, "C D"]) -> Surrogate:
     for name, fit in fits.items():
         hyper = initial_hyper(fit.points.shape[1], fit.points.dtype)
         fits[name] = eqx.tree_at(lambda f: f.hyper, fit, hyper)
-    where = Coordinates(jnp.mean(start, axis=0), jnp.eye(start.shape[1], dtype=start.dtype))
+    identity = jnp.eye(start.shape[1], dtype=start.dtype)
+    where = Coordinates(jnp.mean(start, axis=0), identity, identity)
     return Surrogate(fits, where, where, jnp.asarray(jnp.inf, start.dtype), jnp.asarray(False))
 
 
