@@ -21,6 +21,7 @@ from implicitppl.diagnostics._az import container, import_arviz
 from implicitppl.diagnostics._checks import at_least
 from implicitppl.diagnostics._replay import (
     forget_data,
+    is_black_box,
     is_latent,
     is_likelihood,
     model_trace,
@@ -149,7 +150,10 @@ class _Run:
         return {k: v[0, 0] for k, v in self.draws.items()}
 
     def latents(self) -> dict[str, Any]:
-        """Flat draws `(S, ...)` of the model's latent sites; every one of them must be there."""
+        """Flat draws `(S, ...)` of the model's latent sites; every one of them must be there.
+
+        With them go the outputs of black boxes, where the run kept them: no host is called again.
+        """
         names = [k for k, site in self.trace.items() if is_latent(site)]
         missing = [k for k in names if k not in self.draws]
         if missing:
@@ -157,7 +161,8 @@ class _Run:
                 f"the posterior must have draws of every latent site; {missing} missing. "
                 "Set `log_likelihood=False` and `posterior_predictive=False` to leave them out."
             )
-        return {k: self.draws[k].reshape((-1, *self.draws[k].shape[2:])) for k in names}
+        boxes = [k for k, site in self.trace.items() if is_black_box(site) and k in self.draws]
+        return {k: self.draws[k].reshape((-1, *self.draws[k].shape[2:])) for k in names + boxes}
 
 
 def _from_mcmc(mcmc: Any, model: Any, args: tuple | None, kwargs: Any) -> _Run:

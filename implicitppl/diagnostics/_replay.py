@@ -33,6 +33,11 @@ def is_likelihood(site: Mapping[str, Any]) -> bool:
     return not is_surrogate(site["fn"])
 
 
+def is_black_box(site: Mapping[str, Any]) -> bool:
+    """Whether the value of a site comes from a host function (`implicitppl.infer.black_box`)."""
+    return "black_box" in site.get("infer", {})
+
+
 def is_latent(site: Mapping[str, Any]) -> bool:
     """Whether a trace site is an unobserved draw."""
     return site["type"] == "sample" and not site["is_observed"]

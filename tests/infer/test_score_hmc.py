@@ -135,11 +135,14 @@ def test_print_summary_shows_latent_sites_only(
 def test_arviz_needs_no_host(finished: tuple[MCMC, Counted]) -> None:
     mcmc, simulate = finished
     calls = simulate.calls
-    data = ip.diagnostics.to_arviz(mcmc, log_likelihood=False, posterior_predictive=False)
+    data = ip.diagnostics.to_arviz(mcmc)
     assert data["posterior"]["mean"].shape == (CHAINS, DRAWS)
     assert "surrogate_error" in data["sample_stats"]
-    # The model is traced once, at one draw.
-    assert simulate.calls - calls <= 1
+    assert simulate.calls == calls
+    draws = mcmc.get_samples(group_by_chain=True)
+    expected = dist.Normal(draws["mean"][..., None], draws["sigma"][..., None]).log_prob(DATA)
+    np.testing.assert_allclose(data["log_likelihood"]["y"], expected, rtol=1e-4)
+    assert data["posterior_predictive"]["y"].shape == (CHAINS, DRAWS, len(DATA))
 
 
 @pytest.mark.slow

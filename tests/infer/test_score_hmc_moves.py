@@ -102,6 +102,7 @@ CASES = [
 ]
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(("potential", "num", "corrected"), CASES)
 def test_wrong_surrogates_leave_the_target_invariant(
     potential: Callable, num: int, corrected: bool, truth: tuple[np.ndarray, np.ndarray]
@@ -109,6 +110,7 @@ def test_wrong_surrogates_leave_the_target_invariant(
     assert np.max(np.abs(z_scores(run(potential, num, corrected), truth))) < 4
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(("potential", "num", "corrected"), CASES[1:])
 def test_without_the_correction_the_same_check_fails(
     potential: Callable, num: int, corrected: bool, truth: tuple[np.ndarray, np.ndarray]

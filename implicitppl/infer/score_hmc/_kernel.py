@@ -138,7 +138,7 @@ class ScoreHMC(MCMCKernel):
         ...     numpyro.sample("y", dist.Normal(y, 0.5), obs=4.0)
         >>> mcmc = MCMC(
         ...     ip.infer.ScoreHMC(model),
-        ...     num_warmup=50,
+        ...     num_warmup=30,
         ...     num_samples=200,
         ...     num_chains=2,
         ...     chain_method="vectorized",
