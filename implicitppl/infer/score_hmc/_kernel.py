@@ -365,7 +365,8 @@ class ScoreHMC(MCMCKernel):
         if init_params is not None:
             z = jax.vmap(lambda p: ravel_pytree(p)[0])(init_params)
             return z, problem, evaluate(z, keys), tries
-        z = jax.vmap(draw)(keys)
+        draws = jax.jit(jax.vmap(draw))  # op by op it takes seconds
+        z = draws(keys)
 
         def unfinished(carry: tuple[Any, ...]) -> Array:
             _, found, tries, _ = carry
@@ -374,7 +375,7 @@ class ScoreHMC(MCMCKernel):
         def again(carry: tuple[Any, ...]) -> tuple[Any, ...]:
             z, found, tries, keys = carry
             keys = jax.vmap(lambda k: jax.random.fold_in(k, 3))(keys)
-            new = jax.vmap(draw)(keys)
+            new = draws(keys)
             bad = ~jnp.isfinite(found.potential)
             z = jnp.where(bad[:, None], new, z)
             return z, evaluate(z, keys), tries + 1, keys
