@@ -25,6 +25,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "hmc.md"
 BEGIN, END = "<!-- hmc:begin -->", "<!-- hmc:end -->"
 MAX_RHAT, MAX_Z, SD_RATIOS = 1.01, 4.0, (0.8, 1.2)
 HEADS = {
+    "score_hmc": "ScoreHMC",
     "adaptive_metropolis": "Metropolis",
     "sa": "SA",
     "sa_large": "SA, 10 D",

@@ -97,7 +97,8 @@ def step(
     # holds, and the host is spared wild inputs. Random walks are what leaves the region.
     from_known, to_known = (jax.vmap(surrogate.knows)(z) for z in (chains.z, new))
     usable = jnp.all(jnp.isfinite(new), axis=1) & ~proposal.diverging
-    usable = usable & ((kind == 0) | (from_known & to_known))
+    early = i < options.plan.num_warmup // 2
+    usable = usable & ((kind == 0) | ((from_known | early) & to_known))
     new = jnp.where(usable[:, None], new, chains.z)
     found = jax.vmap(lambda z, k: model.problem.evaluate(z, k, model.args, model.kwargs))(
         new, own[:, 1]
@@ -108,7 +109,7 @@ def step(
     eager = jnp.exp(jnp.minimum(chains.potential - found.potential, 0))
     eager = jnp.where(usable & jnp.isfinite(found.potential), eager, 0)
     accept = jnp.where(hot | asked, 0, accept)
-    accept = jnp.where(i < options.plan.num_warmup // 2, jnp.maximum(accept, eager), accept)
+    accept = jnp.where(early, jnp.maximum(accept, eager), accept)
     taken = jax.vmap(lambda k: jax.random.uniform(k, (), y.dtype))(own[:, 2]) < accept
 
     error = found.potential - chains.potential - proposal.surrogate_change
