@@ -14,9 +14,9 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.util import constrain_fn, initialize_model
 from numpyro.util import find_stack_level, identity, is_prng_key
 
+import implicitppl.infer.score_hmc._adapt as _adapt
 from implicitppl.infer._box_handlers import find_boxes, with_surrogates
 from implicitppl.infer._sites import latent_sites, look_at
-from implicitppl.infer.score_hmc import _adapt
 from implicitppl.infer.score_hmc._adapt import Adaptation
 from implicitppl.infer.score_hmc._bank import Bank, add, empty_bank, filled
 from implicitppl.infer.score_hmc._plan import make_plan

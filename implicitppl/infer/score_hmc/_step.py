@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from implicitppl.infer.score_hmc import _adapt as kinds
+import implicitppl.infer.score_hmc._adapt as kinds
 from implicitppl.infer.score_hmc._adapt import Adaptation
 from implicitppl.infer.score_hmc._bank import Bank, add, newest_first, usual_range
 from implicitppl.infer.score_hmc._explore import explore
