@@ -17,6 +17,8 @@ import implicitppl as ip
 from implicitppl.infer import Bank, ScoreHMC, black_box
 from implicitppl.infer.score_hmc import _adapt
 from implicitppl.infer.score_hmc._plan import make_plan
+from implicitppl.infer.score_hmc._step import Options
+from implicitppl.infer.score_hmc._step import _adapt as learn_moves
 
 CHAINS, WARMUP, DRAWS = 2, 30, 60  # few evaluations: one size of fit is compiled, not two
 FIELDS = ("accept_prob", "num_evaluations", "bank_size", "surrogate_error", "move", "num_failures")
@@ -335,6 +337,16 @@ def test_the_plan() -> None:
     assert 4 * (plan.fits[0] + 1) >= 12
     assert make_plan(300, 4, 10, 100).fits[0] == 0
     assert make_plan(2, 1, 10, 0).fits == ()
+
+
+def test_a_refused_jump_does_not_spoil_the_comparison() -> None:
+    options = Options(make_plan(100, 2, 2, 0), dense=True, safe=0.1)
+    old = _adapt.initial(2, jnp.dtype(jnp.float32))
+    accept = jnp.array([0.0, 0.5])
+    jump = jnp.array([[jnp.nan, jnp.inf], [2.0, 1.0]])
+    new = learn_moves(jnp.array(90), jnp.array(3), accept, jump, old, options)
+    np.testing.assert_allclose(new.jumps[3], [1.0, 0.25])
+    assert int(new.trials[3]) == 1
 
 
 def test_the_best_move_is_that_which_moves_every_coordinate() -> None:

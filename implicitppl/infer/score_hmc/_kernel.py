@@ -115,9 +115,9 @@ class ScoreHMC(MCMCKernel):
     `integration_error`, `step_size`, `bank_size`, `move`, `num_failures`, `potential_energy`.
 
     Cost of an iteration: one evaluation, and some ten to a hundred gradients of the surrogate,
-    O(M D) each for M evaluations kept. About fifteen fits in warm-up, O(M^3) each. A warm-up of
-    200 to 300 iterations of four chains is enough up to about 15 dimensions; there are
-    (D + 1)(D + 2) / 2 quadratic terms to learn.
+    O(M D) each for M evaluations kept; a fit in warm-up is O(M^3). There are (D + 1)(D + 2) / 2
+    quadratic terms to learn: give the warm-up more evaluations than that, and start near the bulk
+    (`init_to_median`) where the posterior is much narrower than the starting points.
 
     Fails where the target has structure finer than the bank can show: strongly curved valleys in
     many dimensions, modes that no chain has met. Check R-hat over chains that learned alone.

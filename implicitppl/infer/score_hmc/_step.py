@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 import implicitppl.infer.score_hmc._adapt as kinds
 from implicitppl.infer.score_hmc._adapt import Adaptation
-from implicitppl.infer.score_hmc._bank import Bank, add, newest_first, usual_range
+from implicitppl.infer.score_hmc._bank import Bank, add, usual_range
 from implicitppl.infer.score_hmc._explore import explore
 from implicitppl.infer.score_hmc._moves import (
     Proposal,
@@ -60,7 +60,7 @@ class Statistics(NamedTuple):
         num_steps: leapfrog steps.
         integration_error: change of the surrogate's energy along the last trajectory.
         surrogate_error: change of U - U~ from the current point to the proposal; NaN before the
-            first fit.
+            first fit and where the proposal was refused.
         move: kind of the move.
         failures: (3,) failures of the host by exception, NaN, time-out.
     """
@@ -118,14 +118,13 @@ def step(
         proposal.diverging,
         proposal.num_steps,
         proposal.integration_error,
-        jnp.where(surrogate.fitted, error, jnp.nan),
+        jnp.where(surrogate.fitted & usable & ~asked, error, jnp.nan),
         jnp.broadcast_to(kind, accept.shape).astype(jnp.int32),
         found.failures,
     )
     adaptation = _adapt(i, kind, accept, proposal.y - y, adaptation, options)
-    in_warmup = i < options.plan.num_warmup
-    bank = jax.tree.map(
-        lambda a, b: jnp.where(in_warmup, a, b), add(chains.bank, new, found), chains.bank
+    bank = jax.lax.cond(
+        i < options.plan.num_warmup, lambda: add(chains.bank, new, found), lambda: chains.bank
     )
 
     def pick(a: Array, b: Array) -> Array:
@@ -169,8 +168,7 @@ def _learn(key: Array, i: Array, chains: Chains, model: Model, options: Options)
     def keep(chains: Chains) -> tuple[Surrogate, Adaptation]:
         return chains.surrogate, chains.adaptation
 
-    rows, known = newest_first(chains.bank)
-    num_near = jnp.sum(slack_of(rows, known) <= 0)
+    num_near = jnp.sum(slack_of(chains.bank, chains.bank.number > 0) <= 0)
     due = jnp.any(i == jnp.asarray(plan.fits))
     due_small = jnp.any(i == jnp.asarray(plan.small_fits, jnp.int32)) & (num_near < small)
     few = num_near < small
@@ -190,22 +188,26 @@ def _rescue(key: Array, i: Array, chains: Chains, options: Options) -> Chains:
     be a local mode that it would not leave.
     """
     quarters = jnp.asarray([options.plan.num_warmup // 4, options.plan.num_warmup // 2])
-    rows, known = newest_first(chains.bank)
-    slack = slack_of(rows, known)
-    lowest = jnp.min(jnp.where(known, rows.potential, jnp.inf))
-    above = (chains.potential - lowest) / usual_range(chains.z.shape[1])
-    left = (above > 2) & jnp.any(i == quarters) & (i > 0)
-    size = chains.potential.shape
-    chosen = jax.random.categorical(key, jnp.where(slack <= 0, 0.0, -jnp.inf), shape=size)
 
-    def pick(bank: Array, now: Array) -> Array:
-        return jnp.where(left.reshape(-1, *[1] * (now.ndim - 1)), bank[chosen], now)
+    def rescue(chains: Chains) -> Chains:
+        bank = chains.bank
+        slack = slack_of(bank, bank.number > 0)
+        above = (chains.potential - jnp.min(bank.potential)) / usual_range(chains.z.shape[1])
+        left = above > 2
+        size = chains.potential.shape
+        chosen = jax.random.categorical(key, jnp.where(slack <= 0, 0.0, -jnp.inf), shape=size)
 
-    return chains._replace(
-        z=pick(rows.z, chains.z),
-        potential=pick(rows.potential, chains.potential),
-        outputs={k: pick(rows.outputs[k], old) for k, old in chains.outputs.items()},
-    )
+        def pick(bank: Array, now: Array) -> Array:
+            return jnp.where(left.reshape(-1, *[1] * (now.ndim - 1)), bank[chosen], now)
+
+        return chains._replace(
+            z=pick(bank.z, chains.z),
+            potential=pick(bank.potential, chains.potential),
+            outputs={k: pick(bank.outputs[k], old) for k, old in chains.outputs.items()},
+        )
+
+    due = jnp.any(i == quarters) & (i > 0)
+    return jax.lax.cond(due, rescue, lambda chains: chains, chains)
 
 
 def _probabilities(i: Array, chains: Chains, options: Options) -> Float[Array, " K"]:
@@ -268,7 +270,8 @@ def _adapt(
     scale = old.walk_scale * jnp.exp(rate * (mean - kinds.WALK_TARGET))
     scale = jnp.where((kind == 0) & (i < plan.num_warmup), scale, old.walk_scale)
     trial = (i >= plan.trials) & (i < plan.num_warmup)
-    jumps = jnp.mean(accept[:, None] * jump**2, axis=0)
+    # A jump that is not finite was refused; 0 times it would be no number.
+    jumps = jnp.mean(jnp.where(accept[:, None] > 0, accept[:, None] * jump**2, 0), axis=0)
     jumps = old.jumps.at[kind].add(jnp.where(trial, jumps, 0))
     new = old._replace(
         walk_scale=scale,
