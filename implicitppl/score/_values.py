@@ -25,6 +25,7 @@ from implicitppl.score._moments import moments, scaled_cholesky, shrinkage_amoun
 
 NUM_STEPS, STEP_SIZE = 100, 0.1  # of Adam, for the hyper-parameters
 NUM_HYPER_POINTS = 256  # the marginal likelihood is that of the first so many rows
+QUADRATIC_REST = -9.0  # log variance of what is no quadratic in a nearly quadratic function
 MAX_SLACK = 1e3  # a value farther off says nothing
 
 
@@ -195,27 +196,52 @@ def fit_values(
     first = initial_hyper(points.shape[1], dtype) if start is None else start
     head = slice(0, NUM_HYPER_POINTS)
     hyper = _search(first, points[head], target[head], slack[head], valid[head])
-    system, unit = _system(hyper, points, slack, valid)
-    factor = safe_cholesky(system, jitter=float(_jitter(dtype))).factor
-    inverse = cho_solve((factor, True), jnp.eye(points.shape[0], dtype=dtype))
-    solved = inverse @ (unit[:, None] * target)
-    # Leave-one-out errors: those of the scaled system, divided by its scaling.
-    left_out = solved / jnp.diagonal(inverse)[:, None] / unit[:, None]
     inside = (valid & (slack <= 0)).astype(dtype)
     weight = inside / jnp.maximum(jnp.sum(inside), 1)
     units = scale if gaussian else jnp.ones_like(scale)
-    error = jnp.sqrt(jnp.mean(weight @ (left_out * units[None, :]) ** 2))
+
+    def solve(p: Hyper) -> tuple[Array, Array, Array]:
+        system, unit = _system(p, points, slack, valid)
+        factor = safe_cholesky(system, jitter=float(_jitter(dtype))).factor
+        inverse = cho_solve((factor, True), jnp.eye(points.shape[0], dtype=dtype))
+        solved = inverse @ (unit[:, None] * target)
+        # Leave-one-out errors: those of the scaled system, divided by its scaling.
+        left_out = solved / jnp.diagonal(inverse)[:, None] / unit[:, None]
+        error = jnp.sqrt(jnp.mean(weight @ (left_out * units[None, :]) ** 2))
+        return unit[:, None] * solved, error, factor
+
+    candidates = [hyper]
+    terms = (points.shape[1] + 1) * (points.shape[1] + 2) // 2
+    if 2 * terms > NUM_HYPER_POINTS:  # too few rows to tell a quadratic from anything else
+        candidates.append(_quadratic(hyper))
+    several = jax.tree.map(lambda *p: jnp.stack(p), *candidates)
+    solutions, errors, factors = jax.lax.map(solve, several)
+    best = jnp.argmin(jnp.where(jnp.isfinite(errors), errors, jnp.inf))
+    hyper = jax.tree.map(lambda p: p[best], several)
+    solved, error, factor = solutions[best], errors[best], factors[best]
     middle = weight @ target
     trend_error = jnp.sqrt(jnp.mean(weight @ ((target - middle[None, :]) * units[None, :]) ** 2))
     finite = jnp.all(jnp.isfinite(solved)) & jnp.isfinite(error)
     used = finite & (error < trend_error) if gaussian else finite
-    coefficients = jnp.where(used, unit[:, None] * solved, 0)
+    coefficients = jnp.where(used, solved, 0)
     noise = jnp.exp(0.5 * hyper.noise) * jnp.mean(units)
     info = ValueInfo(jnp.sum(valid), error, trend_error, noise, used)
     whitener = None
     if keep_whitener:
+        unit = _system(hyper, points, slack, valid)[1]
         whitener = solve_triangular(factor, jnp.diag(jnp.where(valid, unit, 0)), lower=True)
     return FittedValues(where, points, coefficients, offset, scale, hyper, info, gaussian, whitener)
+
+
+def _quadratic(p: Hyper) -> Hyper:
+    """Return hyper-parameters of a function that is a quadratic, with little else."""
+    low = jnp.minimum(p.residual, QUADRATIC_REST)
+    return p._replace(
+        quadratic=jnp.maximum(p.quadratic, 0),
+        cubic=jnp.minimum(p.cubic, QUADRATIC_REST),
+        residual=low,
+        noise=jnp.minimum(p.noise, QUADRATIC_REST),
+    )
 
 
 def _kernel(p: Hyper, x: Float[Array, "N D"], y: Float[Array, "M D"]) -> Float[Array, "N M"]:

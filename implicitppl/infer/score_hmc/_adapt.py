@@ -20,10 +20,21 @@ MOVES = (
     (1.5, 1, False),
     (1.5, 3, True),
     (1.5, 8, True),
+    (1.5, 3, True),
 )
-NAMES = ("random walk", "short", "medium", "long", "transition of 3", "transition of 8")
+NAMES = (
+    "random walk",
+    "short",
+    "medium",
+    "long",
+    "transition of 3",
+    "transition of 8",
+    "wide transition",
+)
+WIDE = len(MOVES) - 1
 NUM_MOVES, MAX_TRAJECTORIES = len(MOVES), 8
 NUM_DESIGN = 64
+WIDTH, WIDE_SHARE = 0.75, 0.15
 BEST_SHARE = 0.8  # of the moves that are no random walks
 
 
@@ -79,8 +90,19 @@ def decide(adaptation: Adaptation, safe: float) -> Float[Array, " K"]:
     walk = jnp.where(walk_wins, jnp.maximum(0.8, safe), safe)
     others = (1 - BEST_SHARE) / (NUM_MOVES - 2)
     probabilities = jnp.full(score.shape, others, score.dtype).at[best].set(BEST_SHARE)
-    probabilities = probabilities.at[0].set(0) * (1 - walk)
-    return probabilities.at[0].set(walk)
+    probabilities = probabilities.at[WIDE].max(WIDE_SHARE).at[0].set(0)
+    return (probabilities * (1 - walk) / jnp.sum(probabilities)).at[0].set(walk)
+
+
+def temperatures(dimension: int) -> np.ndarray:
+    """Return the temperature of each kind of move.
+
+    A wide transition moves under V / T: where the surrogate is too high, which is far out, its
+    density is not so much too low, and a chain does not stay there for long. V has a standard
+    deviation of (D/2)^(1/2) under the target, so the correction's is WIDTH.
+    """
+    inverse = max(1 - WIDTH / (dimension / 2) ** 0.5, 0.25)
+    return np.where(np.arange(NUM_MOVES) == WIDE, 1 / inverse, 1.0)
 
 
 def table() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

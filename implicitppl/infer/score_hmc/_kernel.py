@@ -46,6 +46,9 @@ class ScoreHMCState(NamedTuple):
         num_steps: leapfrog steps of the last proposal; they cost no evaluation.
         integration_error: change of the surrogate's energy along the last trajectory.
         surrogate_error: change of (true minus surrogate potential) from the point to the proposal.
+        surrogate_gap: true minus surrogate potential at `z`; NaN before the first fit.
+        bank_distance: from `z` to the nearest evaluation of the bank, in coordinates in which the
+            target has about unit covariance; NaN in warm-up.
         move: kind of the last move, an index of `ScoreHMC.move_names`.
         num_evaluations: of the true target by this chain, so far.
         num_failures: evaluations that failed by exception, NaN, time-out (with
@@ -67,6 +70,8 @@ class ScoreHMCState(NamedTuple):
     num_steps: Array
     integration_error: Array
     surrogate_error: Array
+    surrogate_gap: Array
+    bank_distance: Array
     move: Array
     num_evaluations: Array
     num_failures: Array
@@ -111,8 +116,7 @@ class ScoreHMC(MCMCKernel):
             starting point of infinite potential given by the user, an option out of range.
         RuntimeError: if no starting point with a finite potential is found.
 
-    Extra fields worth collecting: `accept_prob`, `num_evaluations`, `surrogate_error`,
-    `integration_error`, `step_size`, `bank_size`, `move`, `num_failures`, `potential_energy`.
+    Collect `extra_fields=ScoreHMC.diagnostic_fields` for `diagnostics.surrogate_report`.
 
     Cost of an iteration: one evaluation, and some ten to a hundred gradients of the surrogate,
     O(M D) each for M evaluations kept; a fit in warm-up is O(M^3). There are (D + 1)(D + 2) / 2
@@ -150,6 +154,20 @@ class ScoreHMC(MCMCKernel):
     """
 
     move_names = _adapt.NAMES
+    diagnostic_fields = (
+        "accept_prob",
+        "diverging",
+        "num_evaluations",
+        "num_failures",
+        "surrogate_error",
+        "integration_error",
+        "surrogate_gap",
+        "bank_distance",
+        "move",
+        "potential_energy",
+        "step_size",
+        "bank_size",
+    )
 
     def __init__(
         self,
@@ -247,6 +265,8 @@ class ScoreHMC(MCMCKernel):
             num_steps=count,
             integration_error=zero,
             surrogate_error=zero,
+            surrogate_gap=zero * jnp.nan,
+            bank_distance=zero * jnp.nan,
             move=count,
             num_evaluations=count + tries,
             num_failures=jnp.zeros((num_chains, 3), jnp.int32) + found.failures,
@@ -286,6 +306,8 @@ class ScoreHMC(MCMCKernel):
             num_steps=found.num_steps,
             integration_error=found.integration_error,
             surrogate_error=found.surrogate_error,
+            surrogate_gap=found.surrogate_gap,
+            bank_distance=found.bank_distance,
             move=found.move,
             num_evaluations=state.num_evaluations + 1,
             num_failures=state.num_failures + found.failures,
@@ -429,6 +451,8 @@ _PER_CHAIN = (
     "num_steps",
     "integration_error",
     "surrogate_error",
+    "surrogate_gap",
+    "bank_distance",
     "move",
     "num_evaluations",
     "num_failures",

@@ -91,7 +91,7 @@ def propose(
         plan: step sizes and numbers of steps of the trajectories, as many as there can be.
         num_trajectories: how many of them are run.
         corrected: whether trajectories are accepted under V. If not, there must be one.
-        temperature: T, to move under exp(-V/T) instead, for exploration only.
+        temperature: T, to move under exp(-V/T) instead; exact where `corrected`.
     """
     zero = jnp.zeros((), y.dtype)
 
@@ -123,7 +123,7 @@ def propose(
     out = jax.lax.fori_loop(0, num_trajectories, body, carry)
     new, last, error, accepts, steps, diverging, kinetic = out
     change = last - first
-    log_ratio = jnp.where(corrected, change, kinetic)
+    log_ratio = jnp.where(corrected, change / temperature, kinetic)
     mean_accept = accepts / jnp.maximum(num_trajectories, 1).astype(y.dtype)
     diverging = diverging & ~corrected | ~jnp.all(jnp.isfinite(new))
     return Proposal(new, log_ratio, change, error, mean_accept, steps, diverging)

@@ -61,6 +61,9 @@ class Statistics(NamedTuple):
         integration_error: change of the surrogate's energy along the last trajectory.
         surrogate_error: change of U - U~ from the current point to the proposal; NaN before the
             first fit and where the proposal was refused.
+        surrogate_gap: U - U~ at the point after the move; NaN before the first fit.
+        bank_distance: from the point after the move to the nearest evaluation, in the coordinates
+            of the trajectories; NaN in warm-up.
         move: kind of the move.
         failures: (3,) failures of the host by exception, NaN, time-out.
     """
@@ -70,6 +73,8 @@ class Statistics(NamedTuple):
     num_steps: Int[Array, " C"]
     integration_error: Float[Array, " C"]
     surrogate_error: Float[Array, " C"]
+    surrogate_gap: Float[Array, " C"]
+    bank_distance: Float[Array, " C"]
     move: Int[Array, " C"]
     failures: Int[Array, "C 3"]
 
@@ -80,7 +85,8 @@ def step(
     """Return the chains after iteration `i`, with one evaluation of the target for each."""
     shared = jax.random.fold_in(keys[0], 1)
     fit_key, kind_key, jitter_key, hot_key = jax.random.split(shared, 4)
-    chains = _learn(fit_key, i, chains, model, options)
+    few = _descending(chains.bank, options.plan.small)
+    chains = _learn(fit_key, i, few, chains, model, options)
     chains = _rescue(jax.random.fold_in(shared, 2), i, chains, options)
     own = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, 2), 3))(keys)
     surrogate, adaptation = chains.surrogate, chains.adaptation
@@ -89,7 +95,8 @@ def step(
     learning = (i < options.plan.trials) & (kind > 0)
     u = jax.random.uniform(hot_key)
     asked, hot = learning & (u < DESIGN_SHARE), learning & (u > 1 - HOT_SHARE)
-    temperature = jnp.where(hot, 1 + 2 / (y.shape[1] / 2) ** 0.5, 1).astype(y.dtype)
+    usual = jnp.asarray(kinds.temperatures(y.shape[1]))[kind]
+    temperature = jnp.where(hot, 1 + 2 / (y.shape[1] / 2) ** 0.5, usual).astype(y.dtype)
     proposal = _propose(own[:, 0], jitter_key, kind, temperature, y, chains, model)
     turn = (chains.bank.count + jnp.arange(y.shape[0])) % kinds.NUM_DESIGN
     new = jnp.where(asked, adaptation.design[turn], surrogate.where.back(proposal.y))
@@ -97,7 +104,8 @@ def step(
     # holds, and the host is spared wild inputs. Random walks are what leaves the region.
     from_known, to_known = (jax.vmap(surrogate.knows)(z) for z in (chains.z, new))
     usable = jnp.all(jnp.isfinite(new), axis=1) & ~proposal.diverging
-    early = i < options.plan.num_warmup // 2
+    plan = options.plan
+    early = (i < plan.num_warmup // 2) | (few & (i < plan.trials))
     usable = usable & ((kind == 0) | ((from_known | early) & to_known))
     new = jnp.where(usable[:, None], new, chains.z)
     found = jax.vmap(lambda z, k: model.problem.evaluate(z, k, model.args, model.kwargs))(
@@ -105,23 +113,13 @@ def step(
     )
     accept = jax.vmap(accept_probability)(proposal, chains.potential, found.potential)
     accept = jnp.where(usable & jnp.isfinite(found.potential), accept, 0)
-    # Until half of the warm-up whatever is more probable is taken: the way down needs no balance.
+    # On the way down whatever is more probable is taken: it needs no balance.
     eager = jnp.exp(jnp.minimum(chains.potential - found.potential, 0))
     eager = jnp.where(usable & jnp.isfinite(found.potential), eager, 0)
     accept = jnp.where(hot | asked, 0, accept)
     accept = jnp.where(early, jnp.maximum(accept, eager), accept)
     taken = jax.vmap(lambda k: jax.random.uniform(k, (), y.dtype))(own[:, 2]) < accept
 
-    error = found.potential - chains.potential - proposal.surrogate_change
-    statistics = Statistics(
-        accept,
-        proposal.diverging,
-        proposal.num_steps,
-        proposal.integration_error,
-        jnp.where(surrogate.fitted & usable & ~asked, error, jnp.nan),
-        jnp.broadcast_to(kind, accept.shape).astype(jnp.int32),
-        found.failures,
-    )
     adaptation = _adapt(i, kind, accept, proposal.y - y, adaptation, options)
     bank = jax.lax.cond(
         i < options.plan.num_warmup, lambda: add(chains.bank, new, found), lambda: chains.bank
@@ -137,10 +135,57 @@ def step(
         adaptation=adaptation,
         bank=bank,
     )
+    error = found.potential - chains.potential - proposal.surrogate_change
+    gap, distance = _judge(i, moved, model, options)
+    statistics = Statistics(
+        accept,
+        proposal.diverging,
+        proposal.num_steps,
+        proposal.integration_error,
+        jnp.where(surrogate.fitted & usable & ~asked, error, jnp.nan),
+        gap,
+        distance,
+        jnp.broadcast_to(kind, accept.shape).astype(jnp.int32),
+        found.failures,
+    )
     return moved, statistics
 
 
-def _learn(key: Array, i: Array, chains: Chains, model: Model, options: Options) -> Chains:
+def _judge(i: Array, chains: Chains, model: Model, options: Options) -> tuple[Array, Array]:
+    """Return U - U~ at the points of the chains, and how far the nearest evaluation is."""
+    surrogate = chains.surrogate
+    fitted = jax.vmap(lambda z: surrogate.potential(model, z))(chains.z)
+    gap = jnp.where(surrogate.fitted, chains.potential - fitted, jnp.nan)
+
+    def nearest() -> Array:
+        known = jnp.where(chains.bank.number > 0, 0, jnp.inf)
+        rows = surrogate.where.to(chains.bank.z)
+
+        def one(y: Array) -> Array:
+            return jnp.sqrt(jnp.min(jnp.sum((rows - y) ** 2, axis=1) + known))
+
+        return jax.vmap(one)(surrogate.where.to(chains.z)).astype(gap.dtype)
+
+    unknown = jnp.full_like(gap, jnp.nan)
+    return gap, jax.lax.cond(i >= options.plan.num_warmup, nearest, lambda: unknown)
+
+
+def _descending(bank: Bank, enough: int) -> Bool[Array, ""]:
+    """Return whether the bulk is not reached: few evaluations near the lowest, or it still falls.
+
+    It falls if the newest `enough` evaluations went lower than all before by more than 3.
+    """
+    known = bank.number > 0
+    near = jnp.sum(slack_of(bank, known) <= 0)
+    recent = bank.number > bank.count - enough
+    newest = jnp.min(jnp.where(known & recent, bank.potential, jnp.inf))
+    before = jnp.min(jnp.where(known & ~recent, bank.potential, jnp.inf))
+    return (near < enough) | (newest < before - 3)
+
+
+def _learn(
+    key: Array, i: Array, few: Array, chains: Chains, model: Model, options: Options
+) -> Chains:
     """Return the chains with a new surrogate where the plan has one.
 
     On the way down, when few evaluations are near, small fits follow each other closely.
@@ -168,10 +213,8 @@ def _learn(key: Array, i: Array, chains: Chains, model: Model, options: Options)
     def keep(chains: Chains) -> tuple[Surrogate, Adaptation]:
         return chains.surrogate, chains.adaptation
 
-    num_near = jnp.sum(slack_of(chains.bank, chains.bank.number > 0) <= 0)
     due = jnp.any(i == jnp.asarray(plan.fits))
-    due_small = jnp.any(i == jnp.asarray(plan.small_fits, jnp.int32)) & (num_near < small)
-    few = num_near < small
+    due_small = jnp.any(i == jnp.asarray(plan.small_fits, jnp.int32)) & few
     which = jnp.where(due & ~few, 2, jnp.where(due | due_small, 1, 0))
     branches = [keep, lambda c: learn(small, c), lambda c: learn(capacity, c)]
     if small == capacity:
