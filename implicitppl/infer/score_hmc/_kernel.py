@@ -11,26 +11,20 @@ from jaxtyping import Array
 from numpyro import handlers
 from numpyro.infer import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
-from numpyro.infer.util import constrain_fn, initialize_model
+from numpyro.infer.util import constrain_fn
 from numpyro.util import find_stack_level, identity, is_prng_key
 
 import implicitppl.infer.score_hmc._adapt as _adapt
-from implicitppl.infer._box_handlers import find_boxes, with_surrogates
-from implicitppl.infer._sites import latent_sites, look_at
 from implicitppl.infer.score_hmc._adapt import Adaptation
 from implicitppl.infer.score_hmc._bank import Bank, add, empty_bank, filled
+from implicitppl.infer.score_hmc._noise import Meter, Noise, new_meter, warn_if_large
 from implicitppl.infer.score_hmc._plan import make_plan
-from implicitppl.infer.score_hmc._problem import (
-    Evaluation,
-    ModelProblem,
-    Problem,
-    WholeProblem,
-)
+from implicitppl.infer.score_hmc._problem import Evaluation
+from implicitppl.infer.score_hmc._start import find_start, opaque_target
 from implicitppl.infer.score_hmc._step import Chains, Options, step
 from implicitppl.infer.score_hmc._surrogate import Model, Surrogate, unfitted
 
 OUTPUTS = "_black_boxes"  # where a state's `z` holds the outputs of black boxes
-MAX_STARTS = 100
 
 
 class ScoreHMCState(NamedTuple):
@@ -53,6 +47,10 @@ class ScoreHMCState(NamedTuple):
         num_evaluations: of the true target by this chain, so far.
         num_failures: evaluations that failed by exception, NaN, time-out (with
             `on_failure="reject"`).
+        noise: of random boxes at `z`, by name.
+        noise_variance: of the true potential over repeated evaluations at one point, for random
+            boxes; NaN until the end of warm-up, and for targets that are not random.
+        noise_meter: what `noise_variance` is made of.
         bank_size: evaluations that the surrogate could learn from.
         step_size: of the leapfrog integrator.
         adaptation: what warm-up learned beside the surrogate.
@@ -75,6 +73,9 @@ class ScoreHMCState(NamedTuple):
     move: Array
     num_evaluations: Array
     num_failures: Array
+    noise: Noise
+    noise_variance: Array
+    noise_meter: Meter
     bank_size: Array
     step_size: Array
     adaptation: Adaptation
@@ -108,6 +109,8 @@ class ScoreHMC(MCMCKernel):
             not be 0.
         bank: evaluations of this target from earlier runs or a design, see `Bank`.
         bank_size: how many evaluations are kept to learn from; default 1000 to 2000 by dimension.
+        noise_correlation: of the noise of a proposal with that of the current point, for boxes with
+            `noise=` (correlated pseudo-marginal); 0 draws it anew.
         init_strategy: of NumPyro, for starting points; those with an infinite potential are drawn
             again, up to 100 times.
 
@@ -159,6 +162,7 @@ class ScoreHMC(MCMCKernel):
         "diverging",
         "num_evaluations",
         "num_failures",
+        "noise_variance",
         "surrogate_error",
         "integration_error",
         "surrogate_gap",
@@ -178,6 +182,7 @@ class ScoreHMC(MCMCKernel):
         safe_move_prob: float = 0.1,
         bank: Bank | None = None,
         bank_size: int | None = None,
+        noise_correlation: float = 0.0,
         init_strategy: Callable[..., Any] = init_to_uniform,
     ) -> None:
         if (model is None) == (potential_fn is None):
@@ -187,6 +192,8 @@ class ScoreHMC(MCMCKernel):
                 f"`safe_move_prob` must be in (0, 1]; got {safe_move_prob}. Random walks are what "
                 "reaches every state."
             )
+        if not 0 <= noise_correlation < 1:
+            raise ValueError(f"`noise_correlation` must be in [0, 1); got {noise_correlation}.")
         if bank_size is not None and bank_size < 16:
             raise ValueError(f"`bank_size` must be at least 16; got {bank_size}.")
         self._model = model
@@ -195,6 +202,7 @@ class ScoreHMC(MCMCKernel):
         self._safe_move_prob = safe_move_prob
         self._bank = bank
         self._bank_size = bank_size
+        self._noise_correlation = float(noise_correlation)
         self._init_strategy = init_strategy
         self._sample_fn: Any = None
 
@@ -235,20 +243,33 @@ class ScoreHMC(MCMCKernel):
         keys = rng_key[None] if single else rng_key
         init_params = jax.tree.map(lambda x: x[None], init_params) if single else init_params
         own, start_keys = jnp.swapaxes(jax.vmap(jax.random.split)(keys), 0, 1)
-        z, problem, found, tries = self._start(start_keys, init_params, model_args, kwargs)
-        _check_start(found, given=init_params is not None)
+        target = opaque_target(self._model, self._potential_fn, init_params, model_args, kwargs)
+        problem, self._unravel = target.problem, target.unravel
+        z, noise, found, tries = find_start(
+            start_keys, target, self._init_strategy, init_params, model_args, kwargs
+        )
         num_chains, dimension = z.shape
         structure = problem.structure(z[0])
         bank = self._first_bank(num_warmup, z, structure)
         num_known = 0 if self._bank is None else min(bank.z.shape[0], self._bank.z.shape[0])
         bank = add(bank, z, found)
         plan = make_plan(num_warmup, num_chains, dimension, num_known)
-        options = Options(plan, self._dense_mass, self._safe_move_prob)
+        options = Options(
+            plan,
+            self._dense_mass,
+            self._safe_move_prob,
+            self._noise_correlation,
+            problem.is_random,
+        )
         if num_warmup > 0 and not plan.fits:
             warnings.warn(
                 f"A warm-up of {num_warmup} iterations is too short to learn a surrogate of "
                 f"{dimension} dimensions: only random walks are made. Use 100 or more.",
                 stacklevel=find_stack_level(),
+            )
+        if self._noise_correlation > 0 and not problem.noise:
+            raise ValueError(
+                "`noise_correlation` needs a black box with `noise=`; the model has none."
             )
         self._problem = problem
         self._sample_fn = lambda keys, i, chains, model: step(keys, i, chains, model, options)
@@ -270,6 +291,9 @@ class ScoreHMC(MCMCKernel):
             move=count,
             num_evaluations=count + tries,
             num_failures=jnp.zeros((num_chains, 3), jnp.int32) + found.failures,
+            noise=noise,
+            noise_variance=zero * jnp.nan,
+            noise_meter=new_meter(num_chains, z.dtype),
             bank_size=count + bank.size,
             step_size=zero + adaptation.step_size,
             adaptation=adaptation,
@@ -288,12 +312,21 @@ class ScoreHMC(MCMCKernel):
         keys, next_keys = jnp.swapaxes(jax.vmap(jax.random.split)(state.rng_key), 0, 1)
         z, outputs = self._unpack(state.z)
         chains = Chains(
-            z, state.potential_energy, outputs, state.surrogate, state.adaptation, state.bank
+            z,
+            state.potential_energy,
+            outputs,
+            state.noise,
+            state.noise_meter,
+            state.surrogate,
+            state.adaptation,
+            state.bank,
         )
         i = _same_for_all(state.i)
         model = Model(self._problem, tuple(model_args), dict(model_kwargs or {}))
         chains, found = self._sample_fn(keys, i, chains, model)
         warmup = self._num_warmup
+        if self._problem.is_random and self._noise_correlation == 0:
+            warn_if_large(i == warmup - 1, chains.meter.variance)
         n = jnp.where(i < warmup, i + 1, i + 1 - warmup).astype(z.dtype)
         mean = jnp.where(i == warmup, 0, state.mean_accept_prob)
         new = ScoreHMCState(
@@ -311,6 +344,9 @@ class ScoreHMC(MCMCKernel):
             move=found.move,
             num_evaluations=state.num_evaluations + 1,
             num_failures=state.num_failures + found.failures,
+            noise=chains.noise,
+            noise_variance=chains.meter.variance,
+            noise_meter=chains.meter,
             bank_size=jnp.zeros_like(state.bank_size) + chains.bank.size,
             step_size=jnp.zeros_like(state.step_size) + chains.adaptation.step_size,
             adaptation=chains.adaptation,
@@ -339,73 +375,6 @@ class ScoreHMC(MCMCKernel):
         state["_sample_fn"] = None
         state.pop("_problem", None)
         return state
-
-    def _start(
-        self, keys: Array, init_params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Array, Problem, Evaluation, Array]:
-        """Return points (C, D), the problem, the evaluation there, and how many it took."""
-        if self._model is None:
-            if init_params is None:
-                raise ValueError("`init_params` must be given to `MCMC.run` with a `potential_fn`.")
-            first = jax.tree.map(lambda x: x[0], init_params)
-            _, unravel = ravel_pytree(first)
-            assert self._potential_fn is not None
-            problem: Problem = WholeProblem(self._potential_fn, unravel)
-        else:
-            _check_latents(self._model, args, kwargs)
-            boxes = find_boxes(self._model, args, kwargs)
-            idle = {k: lambda *_, o=v.out: jnp.zeros(o.shape, o.dtype) for k, v in boxes.items()}
-            quiet = with_surrogates(handlers.block(self._model, hide_fn=_is_data), idle)
-            info = initialize_model(
-                keys[0],
-                quiet,
-                init_strategy=self._init_strategy,
-                model_args=args,
-                model_kwargs=kwargs,
-                validate_grad=False,
-            )
-            _, unravel = ravel_pytree(info.param_info.z)
-            model = handlers.seed(self._model, jax.random.key(0))
-            problem = ModelProblem(model, unravel, boxes)
-        self._unravel = unravel
-
-        def draw(key: Array) -> Array:
-            z = initialize_model(
-                key,
-                quiet,
-                init_strategy=self._init_strategy,
-                model_args=args,
-                model_kwargs=kwargs,
-                validate_grad=False,
-            ).param_info.z
-            return ravel_pytree(z)[0]
-
-        def evaluate(z: Array, keys: Array) -> Evaluation:
-            return jax.vmap(lambda z, k: problem.evaluate(z, k, args, kwargs))(z, keys)
-
-        tries = jnp.ones(keys.shape[:1], jnp.int32)
-        if init_params is not None:
-            z = jax.vmap(lambda p: ravel_pytree(p)[0])(init_params)
-            return z, problem, evaluate(z, keys), tries
-        draws = jax.jit(jax.vmap(draw))  # op by op it takes seconds
-        z = draws(keys)
-
-        def unfinished(carry: tuple[Any, ...]) -> Array:
-            _, found, tries, _ = carry
-            return ~jnp.all(jnp.isfinite(found.potential)) & (jnp.max(tries) < MAX_STARTS)
-
-        def again(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            z, found, tries, keys = carry
-            keys = jax.vmap(lambda k: jax.random.fold_in(k, 3))(keys)
-            new = draws(keys)
-            bad = ~jnp.isfinite(found.potential)
-            z = jnp.where(bad[:, None], new, z)
-            return z, evaluate(z, keys), tries + 1, keys
-
-        z, found, tries, _ = jax.lax.while_loop(
-            unfinished, again, (z, evaluate(z, keys), tries, keys)
-        )
-        return z, problem, found, tries
 
     def _first_bank(self, num_warmup: int, z: Array, structure: dict) -> Bank:
         num_chains, dimension = z.shape
@@ -456,6 +425,9 @@ _PER_CHAIN = (
     "move",
     "num_evaluations",
     "num_failures",
+    "noise",
+    "noise_variance",
+    "noise_meter",
     "bank_size",
     "step_size",
     "rng_key",
@@ -470,44 +442,6 @@ def _without_chain_axis(state: ScoreHMCState) -> ScoreHMCState:
 def _with_chain_axis(state: ScoreHMCState) -> ScoreHMCState:
     fields = {k: jax.tree.map(lambda x: x[None], getattr(state, k)) for k in _PER_CHAIN}
     return state._replace(**fields)
-
-
-def _check_start(found: Evaluation, *, given: bool) -> None:
-    """Raise where a chain has no start with a finite potential; not under a transformation."""
-    if isinstance(found.potential, jax.core.Tracer):
-        return
-    bad = [int(c) for c in jnp.flatnonzero(~jnp.isfinite(found.potential))]
-    if bad and given:
-        raise ValueError(
-            f"`init_params` must have a finite potential; that of chain(s) {bad} is infinite or "
-            "not a number."
-        )
-    if bad:
-        raise RuntimeError(
-            f"No starting point with a finite potential in {MAX_STARTS} draws for chain(s) {bad}. "
-            "Check the model and its black boxes, or give `init_strategy` or `init_params`."
-        )
-
-
-def _check_latents(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> None:
-    """Raise for latent sites that have no gradient."""
-
-    def read(trace: dict[str, Any]) -> None:
-        found = latent_sites(trace)
-        discrete = [k for k, site in found.items() if site["fn"].support.is_discrete]
-        if discrete:
-            raise ValueError(
-                f"`model` must have continuous latent sites; {discrete} are discrete. Sum them out "
-                "of the likelihood."
-            )
-        if not found:
-            raise ValueError("`model` must have a latent site; it has none.")
-
-    look_at(model, args, kwargs, read)
-
-
-def _is_data(site: dict[str, Any]) -> bool:
-    return site["type"] == "sample" and site.get("is_observed", False)
 
 
 @jax.custom_batching.custom_vmap

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from implicitppl.infer.score_hmc._noise import num_measured
+
 GROWTH = 1.35
 FITTING_SHARE = 0.8
 MIN_GAP = 4
@@ -21,6 +23,7 @@ class Plan(NamedTuple):
     Attributes:
         num_warmup: iterations of warm-up.
         fits: iterations before which the surrogate is fitted.
+        measuring: iteration from which the noise of a random target is measured.
         small_fits: those before which it is fitted on the way down, to `small` evaluations.
         trials: iteration from which moves are compared.
     """
@@ -30,6 +33,7 @@ class Plan(NamedTuple):
     trials: int
     small_fits: tuple[int, ...]
     small: int
+    measuring: int
 
 
 def make_plan(num_warmup: int, num_chains: int, dimension: int, num_known: int) -> Plan:
@@ -53,4 +57,5 @@ def make_plan(num_warmup: int, num_chains: int, dimension: int, num_known: int) 
     small = max(64, 4 * (dimension + 1))
     gap = max(1, -(-(dimension + 2) // (2 * num_chains)))
     small_fits = tuple(range(fits[0], last, gap)) if fits else ()
-    return Plan(num_warmup, tuple(fits), last, small_fits, small)
+    measuring = num_warmup - num_measured(num_warmup)
+    return Plan(num_warmup, tuple(fits), last, small_fits, small, measuring)

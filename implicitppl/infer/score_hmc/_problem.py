@@ -8,12 +8,14 @@ functions. With everything opaque there is one part, the potential itself, a fun
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from numpyro import handlers
 from numpyro.infer.util import potential_energy
 
 from implicitppl.infer._box_handlers import BoxInfo, recorded, with_randomness, with_surrogates
+from implicitppl.infer.score_hmc._noise import Noise
 
 WHOLE = "potential"
 Fits = Mapping[str, Callable[[Array], Array]]
@@ -43,9 +45,21 @@ class WholeProblem(NamedTuple):
     unravel: Callable[[Array], Any]
     boxes: dict[str, BoxInfo] = {}  # noqa: RUF012 - never changed
 
-    def evaluate(self, z: Array, key: Array, args: tuple, kwargs: dict[str, Any]) -> Evaluation:
+    @property
+    def is_random(self) -> bool:
+        """Whether two evaluations at the same point differ."""
+        return False
+
+    @property
+    def noise(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of the noise that random parts take."""
+        return {}
+
+    def evaluate(
+        self, z: Array, key: Array, noise: Noise, args: tuple, kwargs: dict[str, Any]
+    ) -> Evaluation:
         """Return the potential at z."""
-        del key, args, kwargs
+        del key, noise, args, kwargs
         value = _as_potential(self.potential_fn(self.unravel(z)), z.dtype)
         return Evaluation(value, {WHOLE: z}, {WHOLE: value[None]}, jnp.zeros(3, jnp.int32))
 
@@ -71,9 +85,21 @@ class ModelProblem(NamedTuple):
     unravel: Callable[[Array], Any]
     boxes: dict[str, BoxInfo]
 
-    def evaluate(self, z: Array, key: Array, args: tuple, kwargs: dict[str, Any]) -> Evaluation:
-        """Return the potential at z; random boxes get keys folded from `key`."""
-        with handlers.trace() as trace, with_randomness(key=key):
+    @property
+    def is_random(self) -> bool:
+        """Whether two evaluations at the same point differ."""
+        return any(info.random for info in self.boxes.values())
+
+    @property
+    def noise(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of the noise that random boxes take."""
+        return {k: info.noise for k, info in self.boxes.items() if info.noise is not None}
+
+    def evaluate(
+        self, z: Array, key: Array, noise: Noise, args: tuple, kwargs: dict[str, Any]
+    ) -> Evaluation:
+        """Return the potential at z; random boxes get `noise`, or keys folded from `key`."""
+        with handlers.trace() as trace, with_randomness(key=key, noise=noise):
             value = potential_energy(self.model, args, kwargs, self.unravel(z))
         value = _as_potential(value, z.dtype)
         if not self.boxes:

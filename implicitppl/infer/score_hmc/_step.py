@@ -16,6 +16,14 @@ from implicitppl.infer.score_hmc._moves import (
     propose,
     schedule,
 )
+from implicitppl.infer.score_hmc._noise import (
+    REFRESH_SHARE,
+    Meter,
+    Noise,
+    draw,
+    measured,
+    moved,
+)
 from implicitppl.infer.score_hmc._plan import Plan
 from implicitppl.infer.score_hmc._surrogate import (
     Model,
@@ -38,6 +46,8 @@ class Options(NamedTuple):
     plan: Plan
     dense: bool
     safe: float
+    correlation: float = 0.0
+    random: bool = False
 
 
 class Chains(NamedTuple):
@@ -46,6 +56,8 @@ class Chains(NamedTuple):
     z: Float[Array, "C D"]
     potential: Float[Array, " C"]
     outputs: dict[str, Float[Array, "C P"]]
+    noise: Noise
+    meter: Meter
     surrogate: Surrogate
     adaptation: Adaptation
     bank: Bank
@@ -107,9 +119,14 @@ def step(
     plan = options.plan
     early = (i < plan.num_warmup // 2) | (few & (i < plan.trials))
     usable = usable & ((kind == 0) | ((from_known | early) & to_known))
-    new = jnp.where(usable[:, None], new, chains.z)
-    found = jax.vmap(lambda z, k: model.problem.evaluate(z, k, model.args, model.kwargs))(
-        new, own[:, 1]
+    refresh, measuring = _estimating_anew(shared, i, options)
+    stay = refresh | measuring
+    usable = usable | stay
+    new = jnp.where(usable[:, None] & ~stay, new, chains.z)
+    fresh = draw(jax.vmap(lambda k: jax.random.fold_in(k, 1))(own[:, 1]), model.problem.noise)
+    noise = moved(chains.noise, fresh, options.correlation, stay)
+    found = jax.vmap(lambda z, k, u: model.problem.evaluate(z, k, u, model.args, model.kwargs))(
+        new, own[:, 1], noise
     )
     accept = jax.vmap(accept_probability)(proposal, chains.potential, found.potential)
     accept = jnp.where(usable & jnp.isfinite(found.potential), accept, 0)
@@ -118,9 +135,16 @@ def step(
     eager = jnp.where(usable & jnp.isfinite(found.potential), eager, 0)
     accept = jnp.where(hot | asked, 0, accept)
     accept = jnp.where(early, jnp.maximum(accept, eager), accept)
+    accept = jnp.where(stay, refresh & jnp.isfinite(found.potential), accept)
     taken = jax.vmap(lambda k: jax.random.uniform(k, (), y.dtype))(own[:, 2]) < accept
 
-    adaptation = _adapt(i, kind, accept, proposal.y - y, adaptation, options)
+    learned = _adapt(i, kind, accept, proposal.y - y, adaptation, options)
+    adaptation = jax.tree.map(lambda a, b: jnp.where(refresh, a, b), adaptation, learned)
+    meter = jax.tree.map(
+        lambda a, b: jnp.where(measuring, a, b),
+        measured(chains.meter, found.potential),
+        chains.meter,
+    )
     bank = jax.lax.cond(
         i < options.plan.num_warmup, lambda: add(chains.bank, new, found), lambda: chains.bank
     )
@@ -128,15 +152,17 @@ def step(
     def pick(a: Array, b: Array) -> Array:
         return jnp.where(taken.reshape(-1, *[1] * (a.ndim - 1)), a, b)
 
-    moved = chains._replace(
+    after = chains._replace(
         z=pick(new, chains.z),
         potential=pick(found.potential, chains.potential),
         outputs={k: pick(found.outputs[k], old) for k, old in chains.outputs.items()},
+        noise={k: pick(noise[k], old) for k, old in chains.noise.items()},
+        meter=meter,
         adaptation=adaptation,
         bank=bank,
     )
     error = found.potential - chains.potential - proposal.surrogate_change
-    gap, distance = _judge(i, moved, model, options)
+    gap, distance = _judge(i, after, model, options)
     statistics = Statistics(
         accept,
         proposal.diverging,
@@ -148,7 +174,17 @@ def step(
         jnp.broadcast_to(kind, accept.shape).astype(jnp.int32),
         found.failures,
     )
-    return moved, statistics
+    return after, statistics
+
+
+def _estimating_anew(key: Array, i: Array, options: Options) -> tuple[Array, Array]:
+    """Return whether a random target is estimated anew in place: to keep it, to measure it."""
+    if not options.random:
+        return jnp.asarray(False), jnp.asarray(False)
+    plan = options.plan
+    u = jax.random.uniform(jax.random.fold_in(key, 3))
+    measuring = (i >= plan.measuring) & (i < plan.num_warmup)
+    return (u < REFRESH_SHARE) & (i < plan.trials), measuring
 
 
 def _judge(i: Array, chains: Chains, model: Model, options: Options) -> tuple[Array, Array]:
@@ -311,8 +347,9 @@ def _adapt(
     mean = jnp.mean(accept)
     rate = 1 / (1 + i.astype(accept.dtype)) ** 0.5
     scale = old.walk_scale * jnp.exp(rate * (mean - kinds.WALK_TARGET))
-    scale = jnp.where((kind == 0) & (i < plan.num_warmup), scale, old.walk_scale)
-    trial = (i >= plan.trials) & (i < plan.num_warmup)
+    learning = i < (plan.measuring if options.random else plan.num_warmup)
+    scale = jnp.where((kind == 0) & learning, scale, old.walk_scale)
+    trial = (i >= plan.trials) & learning
     # A jump that is not finite was refused; 0 times it would be no number.
     jumps = jnp.mean(jnp.where(accept[:, None] > 0, accept[:, None] * jump**2, 0), axis=0)
     jumps = old.jumps.at[kind].add(jnp.where(trial, jumps, 0))
