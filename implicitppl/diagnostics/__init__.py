@@ -2,8 +2,8 @@
 
 For guides without a density: kernel Stein discrepancy, Stein slopes, Pareto k-hat from density
 bounds, drift under NUTS, spread over restarts, simulation-based calibration, and one `report` that
-says what each number cannot see. ArviZ and matplotlib are imported when a function that needs
-them is called.
+says what each number cannot see. For runs of `ScoreHMC`: `surrogate_report`. ArviZ and matplotlib
+are imported when a function that needs them is called.
 """
 
 from implicitppl.diagnostics._arviz import to_arviz
@@ -18,11 +18,18 @@ from implicitppl.diagnostics._distances import energy_distance, sliced_wasserste
 from implicitppl.diagnostics._drift import NutsDrift, nuts_drift
 from implicitppl.diagnostics._ksd import KSDResult, kernel_stein_discrepancy
 from implicitppl.diagnostics._plot_selection import plot_selection
+from implicitppl.diagnostics._plot_surrogate import plot_surrogate
 from implicitppl.diagnostics._plots import plot_forest, plot_loss, plot_pair
 from implicitppl.diagnostics._psis import ParetoSmoothed, k_hat_limit, pareto_smooth
 from implicitppl.diagnostics._report import Report, Row, report
 from implicitppl.diagnostics._restarts import RestartSpread, restart_spread
 from implicitppl.diagnostics._slopes import ScoreSlope, SteinSlopes, score_slope, stein_slopes
+from implicitppl.diagnostics._surrogate_parts import run_limit
+from implicitppl.diagnostics._surrogate_report import (
+    SurrogateReport,
+    surrogate_checks,
+    surrogate_report,
+)
 from implicitppl.diagnostics._unconstrained import GuideDraws, Target, guide_draws, posterior_target
 
 __all__ = [
@@ -38,6 +45,7 @@ __all__ = [
     "Row",
     "ScoreSlope",
     "SteinSlopes",
+    "SurrogateReport",
     "Target",
     "calibration",
     "compare",
@@ -52,12 +60,16 @@ __all__ = [
     "plot_loss",
     "plot_pair",
     "plot_selection",
+    "plot_surrogate",
     "posterior_target",
     "report",
     "restart_spread",
+    "run_limit",
     "score_slope",
     "sliced_wasserstein",
     "stein_slopes",
+    "surrogate_checks",
+    "surrogate_report",
     "symmetry_p_value",
     "to_arviz",
 ]
