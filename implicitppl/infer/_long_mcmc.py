@@ -43,6 +43,8 @@ class LongMCMC(MCMC):
         checkpoint: folder for one run. None keeps the run in memory only.
         block_size: iterations between two updates of the bar, saves, and chances to stop. Let a
             block take seconds to minutes. It does not change the draws.
+        max_evaluations: of the target by all chains, warm-up included; the run stops, with a
+            warning, before the block that would exceed it. For kernels that count evaluations.
         progress_bar: one bar for all chains.
         **options: `num_chains`, `thinning`, `postprocess_fn`, `chain_method`, `jit_model_args`, as
             for `MCMC`; `progress_rate` has no effect.
@@ -94,11 +96,14 @@ class LongMCMC(MCMC):
         num_samples: int,
         checkpoint: str | Path | None = None,
         block_size: int = 100,
+        max_evaluations: int | None = None,
         progress_bar: bool = True,
         **options: Any,
     ) -> None:
         if block_size < 1:
             raise ValueError(f"`block_size` must be at least 1; got {block_size}.")
+        if max_evaluations is not None and max_evaluations < 1:
+            raise ValueError(f"`max_evaluations` must be at least 1; got {max_evaluations}.")
         super().__init__(
             sampler,
             num_warmup=num_warmup,
@@ -109,6 +114,7 @@ class LongMCMC(MCMC):
         self.progress_bar = progress_bar
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.block_size = block_size
+        self.max_evaluations = max_evaluations
         self._run: Run | None = None
         self._blocks: Blocks | None = None
         self._known: Known | None = None
@@ -208,6 +214,10 @@ class LongMCMC(MCMC):
         plan, done = run.plan, run.progress.iteration
         with tqdm(total=plan.upper, initial=done, disable=not self.progress_bar) as bar:
             for first, stop in plan.blocks(done, self.block_size):
+                if run.would_exceed(self.max_evaluations, stop):
+                    text = f"`max_evaluations` ({self.max_evaluations}) is reached."
+                    warnings.warn(f"{text} {self._stopped(run)}", stacklevel=find_stack_level())
+                    break
                 bar.set_description("warmup" if first < plan.lower else "sample", refresh=False)
                 run.advance(stop)
                 if self.progress_bar:

@@ -65,6 +65,23 @@ class Run:
             self._store.save(*new, first=num_draws, kept=kept)
         self.progress = new
 
+    def would_exceed(self, budget: int | None, stop: int) -> bool:
+        """Whether going on until iteration `stop` needs more evaluations than `budget`.
+
+        An iteration is taken to need as many as those so far; the first ones, one of each chain.
+
+        Raises:
+            ValueError: if there is a budget, and the kernel's state counts no evaluations.
+        """
+        if budget is None:
+            return False
+        counts = _field(self.progress.state, "num_evaluations")
+        if counts is None:
+            raise ValueError("`max_evaluations` needs a kernel that counts `num_evaluations`.")
+        spent, done = int(np.sum(counts)), self.progress.iteration
+        rate = max(np.size(counts), (spent - np.size(counts)) / max(done, 1))
+        return spent + rate * (stop - done) > budget
+
     def draws(self) -> Any:
         """Finished draws by field, (chain, draw, ...); None if there are none."""
         num = self.progress.num_draws

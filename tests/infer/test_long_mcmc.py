@@ -492,6 +492,40 @@ def model(y: Array) -> None:
         numpyro.sample("y", dist.Normal(mu, sigma), obs=y)
 
 
+def test_a_budget_stops_the_run_and_keeps_the_draws():
+    def potential(x: Any) -> Any:
+        return 0.5 * jnp.sum(x**2)
+
+    def runner(**changes: Any) -> LongMCMC:
+        return LongMCMC(
+            ScoreHMC(potential_fn=potential),
+            **{
+                "num_warmup": 4,
+                "num_samples": 30,
+                "num_chains": 2,
+                "chain_method": "vectorized",
+                "block_size": 5,
+                "progress_bar": False,
+            }
+            | changes,
+        )
+
+    start = jnp.ones((2, 2))
+    mcmc = runner(max_evaluations=42)  # 2 for the starts, and 2 in each of 20 iterations
+    with pytest.warns(UserWarning, match="max_evaluations"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="A warm-up of")
+        mcmc.run(jax.random.key(0), init_params=start, extra_fields=("num_evaluations",))
+    spent = np.asarray(mcmc.get_extra_fields(group_by_chain=True)["num_evaluations"])[:, -1]
+    assert 42 - 2 * 5 < spent.sum() <= 42
+    assert mcmc.get_samples(group_by_chain=True).shape[1] == spent[0] - 1 - 4
+    with pytest.raises(ValueError, match="`max_evaluations` must be at least 1"):
+        runner(max_evaluations=0)
+    counted = runner(max_evaluations=10)
+    counted.sampler = NUTS(potential_fn=potential)
+    with pytest.raises(ValueError, match="counts `num_evaluations`"):
+        counted.run(jax.random.key(0), init_params=start)
+
+
 @pytest.mark.smoke
 def test_nuts_that_was_stopped_can_be_looked_at_and_gives_the_draws_of_numpyro(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture

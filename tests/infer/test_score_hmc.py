@@ -16,6 +16,7 @@ from numpyro.infer import MCMC, init_to_value
 import implicitppl as ip
 from implicitppl.infer import Bank, ScoreHMC, black_box
 from implicitppl.infer.score_hmc import _adapt
+from implicitppl.infer.score_hmc._bank import filled
 from implicitppl.infer.score_hmc._plan import make_plan
 from implicitppl.infer.score_hmc._step import Options
 from implicitppl.infer.score_hmc._step import _adapt as learn_moves
@@ -359,3 +360,71 @@ def test_the_best_move_is_that_which_moves_every_coordinate() -> None:
     np.testing.assert_allclose(probabilities[0], 0.05, rtol=1e-6)
     walk = _adapt.decide(adaptation._replace(jumps=jumps.at[0].set(5.0)), 0.05)
     assert float(walk[0]) == pytest.approx(0.8)
+
+
+def test_points_of_a_design_become_a_bank() -> None:
+    # Constrained values go in; the potential is that of the unconstrained ones.
+    simulate = Counted()
+    kernel = ScoreHMC(model)
+    points = {
+        "x": jnp.linspace(-1.0, 2.0, 9),
+        "sigma": jnp.exp(jnp.linspace(-1.0, 1.0, 9)),
+        "mean": jnp.zeros(9),  # what is not latent is left out
+    }
+    bank = kernel.evaluate(jax.random.key(0), points, simulate)
+    assert simulate.calls == 9
+    rows = filled(bank)
+    np.testing.assert_allclose(rows.inputs["mean"][:, 0], points["x"], rtol=1e-6)
+    np.testing.assert_allclose(rows.outputs["mean"][:, 0], np.sinh(points["x"]), rtol=1e-5)
+    sigma = points["sigma"]
+    log_p = dist.Normal(0, 1).log_prob(points["x"]) + dist.HalfNormal(1.0).log_prob(sigma)
+    log_p = log_p + jnp.log(sigma)
+    for y in DATA:
+        log_p = log_p + dist.Normal(jnp.sinh(points["x"]), sigma).log_prob(y)
+    np.testing.assert_allclose(rows.potential, -log_p, rtol=1e-4)
+    state = ScoreHMC(model, bank=bank).init(
+        jax.random.split(jax.random.key(1), 2), 20, None, (simulate,), {}
+    )
+    assert int(state.bank_size[0]) == 9 + 2
+    with pytest.raises(ValueError, match=r"\['sigma'\] are missing"):
+        kernel.evaluate(jax.random.key(0), {"x": points["x"]}, simulate)
+    with pytest.raises(ValueError, match="one leading axis"):
+        kernel.evaluate(jax.random.key(0), {**points, "sigma": jnp.ones(3)}, simulate)
+    whole = ScoreHMC(potential_fn=lambda p: 0.5 * p["a"] ** 2)
+    found = filled(whole.evaluate(jax.random.key(0), {"a": jnp.arange(3.0)}))
+    np.testing.assert_allclose(found.potential, [0.0, 0.5, 2.0])
+
+
+@pytest.mark.slow
+def test_step_size_and_length_can_be_given() -> None:
+    fields = ("step_size", "num_steps", "move")
+    mcmc = mcmc_of(ScoreHMC(potential_fn=potential, step_size=0.5, trajectory_length=2.0))
+    mcmc.run(jax.random.key(0), init_params=jnp.ones((CHAINS, 2)), extra_fields=fields)
+    f = {k: np.asarray(v) for k, v in mcmc.get_extra_fields().items()}
+    np.testing.assert_allclose(f["step_size"], 0.5)
+    single = (f["move"] >= 1) & (f["move"] <= 3)  # one trajectory of .6 to 1.4 times the length
+    assert single.any()
+    assert f["num_steps"][single].min() >= 2
+    assert f["num_steps"][single].max() <= 23
+    for option in ("step_size", "trajectory_length"):
+        with pytest.raises(ValueError, match=f"`{option}` must be positive"):
+            ScoreHMC(model, **{option: 0.0})
+
+
+@pytest.mark.slow
+def test_double_precision() -> None:
+    with jax.enable_x64(True):
+        mcmc = mcmc_of(ScoreHMC(potential_fn=lambda x: 0.5 * jnp.sum(x**2)))
+        mcmc.run(
+            jax.random.key(0),
+            init_params=jnp.ones((CHAINS, 2), jnp.float64),
+            extra_fields=("potential_energy", "surrogate_gap"),
+        )
+        draws = mcmc.get_samples()
+        assert draws.dtype == jnp.float64
+        expected = 0.5 * np.sum(np.asarray(draws) ** 2, axis=1)
+        fields = mcmc.get_extra_fields()
+        np.testing.assert_allclose(fields["potential_energy"], expected, rtol=1e-12)
+        gap = np.asarray(fields["surrogate_gap"])  # a quadratic is learned to the noise floor
+        assert np.ptp(gap) < 1e-2
+        assert mcmc.last_state.surrogate.fits["potential"].points.dtype == jnp.float64

@@ -17,10 +17,10 @@ from numpyro.util import find_stack_level, identity, is_prng_key
 import implicitppl.infer.score_hmc._adapt as _adapt
 from implicitppl.infer.score_hmc._adapt import Adaptation
 from implicitppl.infer.score_hmc._bank import Bank, add, empty_bank, filled
-from implicitppl.infer.score_hmc._noise import Meter, Noise, new_meter, warn_if_large
+from implicitppl.infer.score_hmc._noise import Meter, Noise, draw, new_meter, warn_if_large
 from implicitppl.infer.score_hmc._plan import make_plan
 from implicitppl.infer.score_hmc._problem import Evaluation
-from implicitppl.infer.score_hmc._start import find_start, opaque_target
+from implicitppl.infer.score_hmc._start import find_start, opaque_target, unconstrained
 from implicitppl.infer.score_hmc._step import Chains, Options, step
 from implicitppl.infer.score_hmc._surrogate import Model, Surrogate, unfitted
 
@@ -104,6 +104,10 @@ class ScoreHMC(MCMCKernel):
             is opaque; it is never differentiated.
         potential_fn: instead of a model, a potential of a PyTree, whose gradient may raise. A host
             function goes into `black_box` first. Needs `init_params` in `MCMC.run`.
+        trajectory_length: number of steps times step size of all trajectories, in coordinates in
+            which the target has about unit covariance. None compares three lengths.
+        step_size: of the leapfrog integrator, in the same coordinates; trajectories use between a
+            quarter of it and all of it, and at most 64 steps. None finds it.
         dense_mass: whether coordinates of trajectories are rotated, or only scaled.
         safe_move_prob: share of random-walk moves after warm-up. They reach every state, so it may
             not be 0.
@@ -178,6 +182,8 @@ class ScoreHMC(MCMCKernel):
         model: Callable[..., Any] | None = None,
         potential_fn: Callable[[Any], Any] | None = None,
         *,
+        trajectory_length: float | None = None,
+        step_size: float | None = None,
         dense_mass: bool = True,
         safe_move_prob: float = 0.1,
         bank: Bank | None = None,
@@ -192,12 +198,17 @@ class ScoreHMC(MCMCKernel):
                 f"`safe_move_prob` must be in (0, 1]; got {safe_move_prob}. Random walks are what "
                 "reaches every state."
             )
+        for name, value in (("trajectory_length", trajectory_length), ("step_size", step_size)):
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"`{name}` must be positive and finite; got {value}.")
         if not 0 <= noise_correlation < 1:
             raise ValueError(f"`noise_correlation` must be in [0, 1); got {noise_correlation}.")
         if bank_size is not None and bank_size < 16:
             raise ValueError(f"`bank_size` must be at least 16; got {bank_size}.")
         self._model = model
         self._potential_fn = potential_fn
+        self._trajectory_length = trajectory_length
+        self._step_size = step_size
         self._dense_mass = dense_mass
         self._safe_move_prob = safe_move_prob
         self._bank = bank
@@ -260,6 +271,8 @@ class ScoreHMC(MCMCKernel):
             self._safe_move_prob,
             self._noise_correlation,
             problem.is_random,
+            self._step_size,
+            self._trajectory_length,
         )
         if num_warmup > 0 and not plan.fits:
             warnings.warn(
@@ -355,6 +368,41 @@ class ScoreHMC(MCMCKernel):
             rng_key=next_keys,
         )
         return _without_chain_axis(new) if batched else new
+
+    def evaluate(self, rng_key: Array, points: Any, *args: Any, **kwargs: Any) -> Bank:
+        """Return a bank of evaluations of the true target at given points, for `bank=`.
+
+        Say those of a space-filling design, or draws of a guide that was fitted to a rough model.
+
+        Args:
+            rng_key: for random black boxes.
+            points: values by site, on the model's own scale, with a leading axis of N points; for a
+                `potential_fn` a PyTree of its arguments.
+            *args: of the model.
+            **kwargs: of the model.
+
+        Raises:
+            ValueError: if the points do not have the sites of the model, or not one leading axis.
+        """
+        sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(points)}
+        if len(sizes) != 1 or sizes == {()}:
+            raise ValueError(f"`points` must have one leading axis of points; got {sorted(sizes)}.")
+        target = opaque_target(self._model, self._potential_fn, points, args, kwargs)
+        problem, z = target.problem, points
+        if self._model is not None:
+            z = unconstrained(target, points, args, kwargs)
+        flat = jax.vmap(lambda p: ravel_pytree(p)[0])(z)
+        keys = jax.random.split(rng_key, flat.shape[0])
+        noise = draw(keys, problem.noise)
+
+        def one(z: Array, key: Array, noise: Noise) -> Evaluation:
+            return problem.evaluate(z, key, noise, args, kwargs)
+
+        found = jax.jit(jax.vmap(one))(flat, keys, noise)
+        bank = empty_bank(
+            max(flat.shape[0], 2), flat.shape[1], problem.structure(flat[0]), flat.dtype
+        )
+        return add(bank, flat, found)
 
     def postprocess_fn(self, args: tuple[Any, ...], kwargs: Any) -> Callable[[Any], Any]:
         """Return the map from `z` to constrained values; boxes keep their outputs: no host call."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 from numpyro import handlers
-from numpyro.infer.util import initialize_model
+from numpyro.infer.util import initialize_model, unconstrain_fn
 
 from implicitppl.infer._box_handlers import find_boxes, with_surrogates
 from implicitppl.infer._sites import latent_sites, look_at
@@ -29,6 +29,7 @@ class Target(NamedTuple):
     problem: Problem
     unravel: Callable[[Array], Any]
     quiet: Callable[..., Any] | None
+    size: int
 
 
 def opaque_target(
@@ -46,9 +47,9 @@ def opaque_target(
     if model is None:
         if init_params is None:
             raise ValueError("`init_params` must be given to `MCMC.run` with a `potential_fn`.")
-        _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], init_params))
+        flat, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], init_params))
         assert potential_fn is not None
-        return Target(WholeProblem(potential_fn, unravel), unravel, None)
+        return Target(WholeProblem(potential_fn, unravel), unravel, None, flat.size)
     _check_latents(model, args, kwargs)
     boxes = find_boxes(model, args, kwargs)
     idle = {k: lambda *_, o=v.out: jnp.zeros(o.shape, o.dtype) for k, v in boxes.items()}
@@ -56,9 +57,27 @@ def opaque_target(
     info = initialize_model(
         jax.random.key(0), quiet, model_args=args, model_kwargs=kwargs, validate_grad=False
     )
-    _, unravel = ravel_pytree(info.param_info.z)
+    flat, unravel = ravel_pytree(info.param_info.z)
     seeded = handlers.seed(model, jax.random.key(0))
-    return Target(ModelProblem(seeded, unravel, boxes), unravel, quiet)
+    return Target(ModelProblem(seeded, unravel, boxes), unravel, quiet, flat.size)
+
+
+def unconstrained(
+    target: Target, points: dict[str, Array], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Array]:
+    """Return unconstrained values of the latent sites at points on the model's own scale.
+
+    Raises:
+        ValueError: if a site is missing.
+    """
+    assert target.quiet is not None
+    sites = target.unravel(jnp.zeros(target.size))
+    missing = sorted(sites.keys() - points.keys())
+    if missing:
+        raise ValueError(f"`points` must hold every latent site; {missing} are missing.")
+    kept = {k: jnp.asarray(points[k]) for k in sites}
+    quiet = handlers.seed(target.quiet, jax.random.key(0))
+    return jax.vmap(lambda p: unconstrain_fn(quiet, args, kwargs, p))(kept)
 
 
 def find_start(

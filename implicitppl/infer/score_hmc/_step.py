@@ -48,6 +48,8 @@ class Options(NamedTuple):
     safe: float
     correlation: float = 0.0
     random: bool = False
+    step_size: float | None = None
+    length: float | None = None
 
 
 class Chains(NamedTuple):
@@ -109,7 +111,7 @@ def step(
     asked, hot = learning & (u < DESIGN_SHARE), learning & (u > 1 - HOT_SHARE)
     usual = jnp.asarray(kinds.temperatures(y.shape[1]))[kind]
     temperature = jnp.where(hot, 1 + 2 / (y.shape[1] / 2) ** 0.5, usual).astype(y.dtype)
-    proposal = _propose(own[:, 0], jitter_key, kind, temperature, y, chains, model)
+    proposal = _propose(own[:, 0], jitter_key, kind, temperature, y, chains, model, options)
     turn = (chains.bank.count + jnp.arange(y.shape[0])) % kinds.NUM_DESIGN
     new = jnp.where(asked, adaptation.design[turn], surrogate.where.back(proposal.y))
     # A trajectory leads from the known region into it, or is refused: symmetric, so that balance
@@ -240,8 +242,11 @@ def _learn(
         found = explore(key, model, surrogate, chosen, options.dense)
         usual = 2.38 / chains.z.shape[1] ** 0.5
         scale = jnp.where(chains.surrogate.fitted, old.walk_scale, usual)
+        step = found.step_size
+        if options.step_size is not None:
+            step = jnp.full_like(step, options.step_size)
         return padded(found.surrogate, capacity), old._replace(
-            step_size=found.step_size,
+            step_size=step,
             walk_scale=scale.astype(old.walk_scale.dtype),
             design=found.design,
         )
@@ -308,10 +313,13 @@ def _propose(
     y: Array,
     chains: Chains,
     model: Model,
+    options: Options,
 ) -> Proposal:
     """Return the proposals of all chains: one kind of move, the same numbers of steps."""
     surrogate, adaptation = chains.surrogate, chains.adaptation
     times, numbers, corrected = (jnp.asarray(column)[kind] for column in kinds.table())
+    if options.length is not None:
+        times = jnp.full_like(times, options.length)
     plan = schedule(jitter_key, times.astype(y.dtype), adaptation.step_size, kinds.MAX_TRAJECTORIES)
 
     def one(key: Array, y: Array) -> Proposal:
