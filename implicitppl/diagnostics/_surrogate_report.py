@@ -34,6 +34,7 @@ from implicitppl.diagnostics._surrogate_text import text_of
 from implicitppl.diagnostics._surrogate_warnings import (
     failure_warnings,
     mixing_warnings,
+    noise_warnings,
     place_warnings,
     proposal_warnings,
     run_warnings,
@@ -74,6 +75,8 @@ class SurrogateReport:
         proposals: what trajectories were accepted and lost to.
         acceptance: mean acceptance probability of all moves.
         diverging: share of iterations that diverged.
+        noise_variance: of the log likelihood's estimates, a mean over chains; NaN for a target that
+            is not random, or where the field was not collected.
         failures: (3,) evaluations after the first draw that failed by exception, NaN, time-out.
         warnings: in words, with remedies.
         gap: (C, N) true minus surrogate potential, for `plot_surrogate`.
@@ -93,6 +96,7 @@ class SurrogateReport:
     proposals: Proposals
     acceptance: float
     diverging: float
+    noise_variance: float
     failures: Int[np.ndarray, "3"]
     warnings: tuple[str, ...]
     gap: Float[np.ndarray, "C N"]
@@ -166,7 +170,8 @@ def surrogate_checks(
         draws: dict of `(C, N, ...)` draws by site, or any PyTree of such arrays.
         fields: `accept_prob`, `diverging`, `num_evaluations`, `surrogate_error`,
             `integration_error`, `surrogate_gap`, `bank_distance`, `move` and `potential_energy`,
-            `(C, N)`; `num_failures` `(C, N, 3)`; as the states of `ScoreHMC` have them.
+            `(C, N)`; `num_failures` `(C, N, 3)`; as the states of `ScoreHMC` have them. For random
+            targets also `noise_variance` `(C, N)`; their `surrogate_gap` holds the noise, too.
         move_names: what `move` counts, in the words of `ScoreHMC.move_names`: "random walk" and
             "wide" are moves that the target itself rejects, a "transition" corrects the integrator
             within.
@@ -216,6 +221,7 @@ def surrogate_checks(
     fate = fate_of_proposals(move, accept, *errors, move_names)
     tail = surrogate_tail(gap, moved)
     diverging, mean = float(values["diverging"].mean()), float(accept.mean())
+    noise = float(np.mean(np.asarray(fields.get("noise_variance", np.nan))))
     failures = (values["num_failures"][:, -1] - values["num_failures"][:, 0]).sum(0).astype(int)
     warnings = (
         *mixing_warnings(found, runs),
@@ -225,6 +231,7 @@ def surrogate_checks(
         *place_warnings("distance from the bank", by_distance, mean),
         *proposal_warnings(fate),
         *failure_warnings(diverging, failures),
+        *noise_warnings(noise),
     )
     return SurrogateReport(
         num_chains=table.shape[0],
@@ -241,6 +248,7 @@ def surrogate_checks(
         proposals=fate,
         acceptance=mean,
         diverging=diverging,
+        noise_variance=noise,
         failures=failures,
         warnings=warnings,
         gap=gap,

@@ -8,6 +8,7 @@ import numpy as np
 from implicitppl.diagnostics._surrogate_warnings import (
     MAX_DIVERGING,
     MAX_INTEGRATOR,
+    MAX_NOISE,
     MAX_R_HAT,
     MAX_REFUSED,
     MAX_SURROGATE,
@@ -80,6 +81,13 @@ def _tail_rows(t: Any) -> list[tuple[str, ...]]:
     ]
 
 
+def _noise_rows(variance: float) -> list[tuple[str, ...]]:
+    if np.isnan(variance):
+        return []
+    text = "of the log likelihood, at the end of warm-up"
+    return [("variance of the noise", f"{variance:.2f}", f"<= {MAX_NOISE:g}", text)]
+
+
 def _fate_rows(report: Any) -> list[tuple[str, ...]]:
     p, size = report.proposals, report.num_chains * report.num_draws
     kinds = zip(report.failures, ("exception", "NaN", "time-out"), strict=True)
@@ -107,6 +115,7 @@ def _fate_rows(report: Any) -> list[tuple[str, ...]]:
             "0",
             f"of {size:,} after warm-up: " + ", ".join(f"{n} {kind}" for n, kind in kinds),
         ),
+        *_noise_rows(report.noise_variance),
     ]
 
 

@@ -155,6 +155,16 @@ def test_other_warnings():
     assert "No surrogate was fitted" in str(check(x, unfitted))
 
 
+def test_noise_of_a_random_target_is_shown_and_judged(sound):
+    assert np.isnan(sound.noise_variance) and "variance of the noise" not in str(sound)
+    x, fields = independence_chains(0, 1.1)
+    for variance, told in ((1.2, False), (3.7, True)):
+        found = check(x, fields | {"noise_variance": np.full(x.shape, variance)})
+        assert found.noise_variance == pytest.approx(variance)
+        assert f"{variance:.2f}" in str(found)
+        assert any("overestimates" in w for w in found.warnings) == told
+
+
 def test_picture_and_dict(sound, sticking):
     for report in (sound, sticking):
         assert len(plot_surrogate(report, title="t").axes) == 4
