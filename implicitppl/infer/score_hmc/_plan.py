@@ -1,6 +1,6 @@
 """When what is adapted: a schedule that is known before the first iteration.
 
-fits    after about D evaluations and then whenever their number has grown by half, until 4/5 of
+fits    after about D evaluations and then whenever their number has grown by a seventh, until 4/5 of
         the warm-up; the last fit is there
 trials  from then on every kind of move is tried equally often, under that fit
 frozen  after the warm-up nothing changes any more
@@ -12,7 +12,7 @@ import numpy as np
 
 from implicitppl.infer.score_hmc._noise import num_measured
 
-GROWTH = 1.35
+GROWTH = 1.15
 FITTING_SHARE = 0.8
 MIN_GAP = 4
 
