@@ -56,7 +56,9 @@ def shifted(x: Array) -> Array:
     return 0.5 * jnp.sum((x - 0.7) ** 2)
 
 
-def run(potential: Callable, num: int, corrected: bool, wrong: bool = False) -> np.ndarray:
+def run(
+    potential: Callable, num: int, corrected: bool, wrong: str = "", temperature: float = 1.0
+) -> np.ndarray:
     """Second moments (3, CHAINS) after many steps, from starts that are not from the target."""
     step = jnp.asarray(0.35)
 
@@ -74,10 +76,12 @@ def run(potential: Callable, num: int, corrected: bool, wrong: bool = False) -> 
                 plan,
                 jnp.asarray(num),
                 jnp.asarray(corrected),
-                jnp.asarray(1.0),
+                jnp.asarray(temperature),
             )
-            if wrong:
+            if wrong == "no correction":
                 out = out._replace(log_ratio=jnp.zeros(()))
+            if wrong == "no temperature":
+                out = out._replace(log_ratio=out.surrogate_change)
             prob = accept_probability(out, target(x), target(out.y))
             return jnp.where(jax.random.uniform(accept) < prob, out.y, x), None
 
@@ -115,8 +119,18 @@ def test_wrong_surrogates_leave_the_target_invariant(
 def test_without_the_correction_the_same_check_fails(
     potential: Callable, num: int, corrected: bool, truth: tuple[np.ndarray, np.ndarray]
 ) -> None:
-    scores = z_scores(run(potential, num, corrected, wrong=True), truth)
+    scores = z_scores(run(potential, num, corrected, "no correction"), truth)
     assert np.max(np.abs(scores)) > 4
+
+
+@pytest.mark.statistical
+def test_wide_transitions_are_corrected_at_their_temperature(
+    truth: tuple[np.ndarray, np.ndarray],
+) -> None:
+    right = z_scores(run(half, 3, True, temperature=2.5), truth)
+    assert np.max(np.abs(right)) < 4
+    wrong = z_scores(run(half, 3, True, "no temperature", temperature=2.5), truth)
+    assert np.max(np.abs(wrong)) > 4
 
 
 def test_a_trajectory_runs_back() -> None:
