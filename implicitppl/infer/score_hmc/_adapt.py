@@ -76,6 +76,14 @@ def exploring(safe: float, dtype: jnp.dtype) -> Float[Array, " K"]:
     return jnp.full((NUM_MOVES,), rest, dtype).at[0].set(safe)
 
 
+def single(probabilities: Float[Array, " K"], walks: Array) -> Float[Array, " K"]:
+    """Return probabilities without corrected transitions, with the given one of random walks."""
+    kept = jnp.where(jnp.asarray(table()[2]), 0, probabilities).at[0].set(0)
+    # With random walks only there is nothing to share.
+    kept = kept / jnp.maximum(jnp.sum(kept), jnp.finfo(kept.dtype).tiny)
+    return (kept * (1 - walks)).at[0].set(walks)
+
+
 def decide(adaptation: Adaptation, safe: float) -> Float[Array, " K"]:
     """Return the probabilities with which moves are made after warm-up.
 

@@ -17,8 +17,9 @@ from numpyro.util import find_stack_level, identity, is_prng_key
 import implicitppl.infer.score_hmc._adapt as _adapt
 from implicitppl.infer.score_hmc._adapt import Adaptation
 from implicitppl.infer.score_hmc._bank import Bank, add, empty_bank, filled
+from implicitppl.infer.score_hmc._history import History, check_estimator, make_history
 from implicitppl.infer.score_hmc._noise import Meter, Noise, draw, new_meter, warn_if_large
-from implicitppl.infer.score_hmc._plan import make_plan
+from implicitppl.infer.score_hmc._plan import Plan, make_plan
 from implicitppl.infer.score_hmc._problem import Evaluation
 from implicitppl.infer.score_hmc._start import find_start, opaque_target, unconstrained
 from implicitppl.infer.score_hmc._step import Chains, Options, step
@@ -38,11 +39,13 @@ class ScoreHMCState(NamedTuple):
         mean_accept_prob: over the warm-up or the sampling so far.
         diverging: whether the last trajectory diverged.
         num_steps: leapfrog steps of the last proposal; they cost no evaluation.
-        integration_error: change of the surrogate's energy along the last trajectory.
+        integration_error: change of the surrogate's energy along the last trajectory; NaN, as the
+            next two, with a score estimator as the surrogate.
         surrogate_error: change of (true minus surrogate potential) from the point to the proposal.
         surrogate_gap: true minus surrogate potential at `z`; NaN before the first fit.
         bank_distance: from `z` to the nearest evaluation of the bank, in coordinates in which the
-            target has about unit covariance; NaN in warm-up.
+            target has about unit covariance; NaN in warm-up. With a score estimator the bank holds
+            states.
         move: kind of the last move, an index of `ScoreHMC.move_names`.
         num_evaluations: of the true target by this chain, so far.
         num_failures: evaluations that failed by exception, NaN, time-out (with
@@ -51,11 +54,11 @@ class ScoreHMCState(NamedTuple):
         noise_variance: of the true potential over repeated evaluations at one point, for random
             boxes; NaN until the end of warm-up, and for targets that are not random.
         noise_meter: what `noise_variance` is made of.
-        bank_size: evaluations that the surrogate could learn from.
+        bank_size: how many of the bank's rows are filled.
         step_size: of the leapfrog integrator.
         adaptation: what warm-up learned beside the surrogate.
         surrogate: fitted functions and coordinates; fixed after warm-up.
-        bank: evaluations; fixed after warm-up.
+        bank: evaluations, or states for a score estimator; fixed after warm-up.
         rng_key: one key for each chain.
     """
 
@@ -113,6 +116,12 @@ class ScoreHMC(MCMCKernel):
             not be 0.
         bank: evaluations of this target from earlier runs or a design, see `Bank`.
         bank_size: how many evaluations are kept to learn from; default 1000 to 2000 by dimension.
+        surrogate: None for a regression on the values of the target. A score estimator, such as
+            `ip.score.Gaussian()`, `ip.score.SSGE(reference="gaussian")` or `ip.score.KEF()`: the
+            force is then the score of the states of the chains (kernel adaptive HMC), for targets
+            without black boxes. Single trajectories only; `bank_size` states are kept, 500 by
+            default, and the newer half of all is used. No estimate is refused for its error, as
+            `ip.score.select` would: `Gaussian()` is the safe choice.
         noise_correlation: of the noise of a proposal with that of the current point, for boxes with
             `noise=` (correlated pseudo-marginal); 0 draws it anew.
         init_strategy: of NumPyro, for starting points; those with an infinite potential are drawn
@@ -120,7 +129,8 @@ class ScoreHMC(MCMCKernel):
 
     Raises:
         ValueError: for both or neither of `model` and `potential_fn`, a discrete latent site, a
-            starting point of infinite potential given by the user, an option out of range.
+            starting point of infinite potential given by the user, an option out of range, a score
+            estimator with black boxes or a `bank`.
         RuntimeError: if no starting point with a finite potential is found.
 
     Collect `extra_fields=ScoreHMC.diagnostic_fields` for `diagnostics.surrogate_report`.
@@ -188,6 +198,7 @@ class ScoreHMC(MCMCKernel):
         safe_move_prob: float = 0.1,
         bank: Bank | None = None,
         bank_size: int | None = None,
+        surrogate: Any = None,
         noise_correlation: float = 0.0,
         init_strategy: Callable[..., Any] = init_to_uniform,
     ) -> None:
@@ -205,6 +216,8 @@ class ScoreHMC(MCMCKernel):
             raise ValueError(f"`noise_correlation` must be in [0, 1); got {noise_correlation}.")
         if bank_size is not None and bank_size < 16:
             raise ValueError(f"`bank_size` must be at least 16; got {bank_size}.")
+        if surrogate is not None:
+            check_estimator(surrogate, bank)
         self._model = model
         self._potential_fn = potential_fn
         self._trajectory_length = trajectory_length
@@ -213,6 +226,7 @@ class ScoreHMC(MCMCKernel):
         self._safe_move_prob = safe_move_prob
         self._bank = bank
         self._bank_size = bank_size
+        self._surrogate = surrogate
         self._noise_correlation = float(noise_correlation)
         self._init_strategy = init_strategy
         self._sample_fn: Any = None
@@ -256,6 +270,7 @@ class ScoreHMC(MCMCKernel):
         own, start_keys = jnp.swapaxes(jax.vmap(jax.random.split)(keys), 0, 1)
         target = opaque_target(self._model, self._potential_fn, init_params, model_args, kwargs)
         problem, self._unravel = target.problem, target.unravel
+        self._problem = problem
         z, noise, found, tries = find_start(
             start_keys, target, self._init_strategy, init_params, model_args, kwargs
         )
@@ -265,6 +280,9 @@ class ScoreHMC(MCMCKernel):
         num_known = 0 if self._bank is None else min(bank.z.shape[0], self._bank.z.shape[0])
         bank = add(bank, z, found)
         plan = make_plan(num_warmup, num_chains, dimension, num_known)
+        history = self._history(plan, z)
+        if history is not None:
+            plan, bank = history.plan, history.empty(z)
         options = Options(
             plan,
             self._dense_mass,
@@ -273,6 +291,7 @@ class ScoreHMC(MCMCKernel):
             problem.is_random,
             self._step_size,
             self._trajectory_length,
+            history,
         )
         if num_warmup > 0 and not plan.fits:
             warnings.warn(
@@ -284,7 +303,6 @@ class ScoreHMC(MCMCKernel):
             raise ValueError(
                 "`noise_correlation` needs a black box with `noise=`; the model has none."
             )
-        self._problem = problem
         self._sample_fn = lambda keys, i, chains, model: step(keys, i, chains, model, options)
         zero = jnp.zeros((num_chains,), z.dtype)
         count = jnp.zeros((num_chains,), jnp.int32)
@@ -310,7 +328,7 @@ class ScoreHMC(MCMCKernel):
             bank_size=count + bank.size,
             step_size=zero + adaptation.step_size,
             adaptation=adaptation,
-            surrogate=unfitted(bank, z),
+            surrogate=unfitted(bank, z) if history is None else history.unfitted(z),
             bank=bank,
             rng_key=own,
         )
@@ -436,6 +454,19 @@ class ScoreHMC(MCMCKernel):
         old = filled(self._bank)
         failures = jnp.zeros((old.z.shape[0], 3), jnp.int32)
         return add(bank, old.z, Evaluation(old.potential, old.inputs, old.outputs, failures))
+
+    def _history(self, plan: Plan, z: Array) -> History | None:
+        if self._surrogate is None:
+            return None
+        if self._problem.boxes:
+            raise ValueError(
+                "`surrogate` must be None for a model with black boxes; got "
+                f"{type(self._surrogate).__name__}. The score of a history knows nothing of "
+                f"{sorted(self._problem.boxes)}, whose outputs a regression learns."
+            )
+        return make_history(
+            self._surrogate, plan, z.shape, self._bank_size, self._dense_mass, self._step_size
+        )
 
     def _pack(self, z: Array, outputs: dict[str, Array]) -> Any:
         values = jax.vmap(self._unravel)(z)

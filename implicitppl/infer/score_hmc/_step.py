@@ -10,6 +10,7 @@ import implicitppl.infer.score_hmc._adapt as kinds
 from implicitppl.infer.score_hmc._adapt import Adaptation
 from implicitppl.infer.score_hmc._bank import Bank, add, usual_range
 from implicitppl.infer.score_hmc._explore import explore
+from implicitppl.infer.score_hmc._history import History
 from implicitppl.infer.score_hmc._moves import (
     Proposal,
     accept_probability,
@@ -25,6 +26,7 @@ from implicitppl.infer.score_hmc._noise import (
     moved,
 )
 from implicitppl.infer.score_hmc._plan import Plan
+from implicitppl.infer.score_hmc._problem import Evaluation
 from implicitppl.infer.score_hmc._surrogate import (
     Model,
     Surrogate,
@@ -41,7 +43,10 @@ HOT_SHARE, DESIGN_SHARE = 0.25, 0.35
 
 
 class Options(NamedTuple):
-    """What does not change: the schedule and the user's choices."""
+    """What does not change: the schedule and the user's choices.
+
+    `history` is how a force is learned from states; None where values are regressed on.
+    """
 
     plan: Plan
     dense: bool
@@ -50,6 +55,7 @@ class Options(NamedTuple):
     random: bool = False
     step_size: float | None = None
     length: float | None = None
+    history: History | None = None
 
 
 class Chains(NamedTuple):
@@ -72,7 +78,8 @@ class Statistics(NamedTuple):
         accept_prob: probability with which the proposal was accepted.
         diverging: whether the trajectory or the target was not finite at its end.
         num_steps: leapfrog steps.
-        integration_error: change of the surrogate's energy along the last trajectory.
+        integration_error: change of the surrogate's energy along the last trajectory; NaN, as the
+            next two, for a force from the history, which has no potential.
         surrogate_error: change of U - U~ from the current point to the proposal; NaN before the
             first fit and where the proposal was refused.
         surrogate_gap: U - U~ at the point after the move; NaN before the first fit.
@@ -107,6 +114,8 @@ def step(
     kind = jax.random.categorical(kind_key, jnp.log(_probabilities(i, chains, options)))
     y = surrogate.where.to(chains.z)
     learning = (i < options.plan.trials) & (kind > 0)
+    if options.history is not None:  # evaluations away from the chains teach it nothing
+        learning = jnp.zeros_like(learning)
     u = jax.random.uniform(hot_key)
     asked, hot = learning & (u < DESIGN_SHARE), learning & (u > 1 - HOT_SHARE)
     usual = jnp.asarray(kinds.temperatures(y.shape[1]))[kind]
@@ -132,11 +141,12 @@ def step(
     )
     accept = jax.vmap(accept_probability)(proposal, chains.potential, found.potential)
     accept = jnp.where(usable & jnp.isfinite(found.potential), accept, 0)
-    # On the way down whatever is more probable is taken: it needs no balance.
+    # On the way down whatever is more probable is taken: it needs no balance, but a history does.
+    down = early if options.history is None else few & (i < plan.trials)
     eager = jnp.exp(jnp.minimum(chains.potential - found.potential, 0))
     eager = jnp.where(usable & jnp.isfinite(found.potential), eager, 0)
     accept = jnp.where(hot | asked, 0, accept)
-    accept = jnp.where(early, jnp.maximum(accept, eager), accept)
+    accept = jnp.where(down, jnp.maximum(accept, eager), accept)
     accept = jnp.where(stay, refresh & jnp.isfinite(found.potential), accept)
     taken = jax.vmap(lambda k: jax.random.uniform(k, (), y.dtype))(own[:, 2]) < accept
 
@@ -147,9 +157,7 @@ def step(
         measured(chains.meter, found.potential),
         chains.meter,
     )
-    bank = jax.lax.cond(
-        i < options.plan.num_warmup, lambda: add(chains.bank, new, found), lambda: chains.bank
-    )
+    bank = _remembered(i, taken, new, found, chains, options)
 
     def pick(a: Array, b: Array) -> Array:
         return jnp.where(taken.reshape(-1, *[1] * (a.ndim - 1)), a, b)
@@ -176,7 +184,28 @@ def step(
         jnp.broadcast_to(kind, accept.shape).astype(jnp.int32),
         found.failures,
     )
-    return after, statistics
+    return after, statistics if options.history is None else _without_potential(statistics)
+
+
+def _remembered(
+    i: Array, taken: Array, new: Array, found: Evaluation, chains: Chains, options: Options
+) -> Bank:
+    """Return the bank with what warm-up learns from: the evaluations, or the states."""
+    if options.history is not None:
+        z = jnp.where(taken[:, None], new, chains.z)
+        potential = jnp.where(taken, found.potential, chains.potential)
+        return options.history.record(i, chains.bank, z, potential)
+    return jax.lax.cond(
+        i < options.plan.num_warmup, lambda: add(chains.bank, new, found), lambda: chains.bank
+    )
+
+
+def _without_potential(statistics: Statistics) -> Statistics:
+    """Return the statistics of a force that has no potential to compare."""
+    unknown = jnp.full_like(statistics.surrogate_gap, jnp.nan)
+    return statistics._replace(
+        integration_error=unknown, surrogate_error=unknown, surrogate_gap=unknown
+    )
 
 
 def _estimating_anew(key: Array, i: Array, options: Options) -> tuple[Array, Array]:
@@ -231,6 +260,9 @@ def _learn(
     plan = options.plan
     if not plan.fits:
         return chains
+    if options.history is not None:
+        learned = options.history.learn(i, chains.bank, chains.surrogate, chains.adaptation)
+        return chains._replace(surrogate=learned[0], adaptation=learned[1])
     capacity = chains.bank.z.shape[0]
     small = min(capacity, plan.small)
 
@@ -300,6 +332,8 @@ def _probabilities(i: Array, chains: Chains, options: Options) -> Float[Array, "
     walk = jnp.zeros(kinds.NUM_MOVES, dtype).at[0].set(1.0)
     warm = kinds.exploring(max(options.safe, 0.1), dtype)
     even = kinds.exploring(1 / kinds.NUM_MOVES, dtype)
+    if options.history is not None:
+        warm, even = options.history.exploring(i, options.safe, dtype)
     phase = jnp.where(i < options.plan.trials, warm, even)
     phase = jnp.where(i < options.plan.num_warmup, phase, chains.adaptation.probabilities)
     return jnp.where(chains.surrogate.fitted, phase, walk)
@@ -347,6 +381,12 @@ def _propose(
     return jax.vmap(one)(keys, y)
 
 
+def _decided(adaptation: Adaptation, options: Options) -> Float[Array, " K"]:
+    """Return the probabilities with which moves are made after warm-up."""
+    found = kinds.decide(adaptation, options.safe)
+    return found if options.history is None else options.history.decided(found, adaptation)
+
+
 def _adapt(
     i: Array, kind: Array, accept: Array, jump: Array, old: Adaptation, options: Options
 ) -> Adaptation:
@@ -367,5 +407,6 @@ def _adapt(
         trials=old.trials.at[kind].add(trial.astype(old.trials.dtype)),
     )
     last = i == plan.num_warmup - 1
-    decided = jnp.where(last, kinds.decide(new, options.safe), old.probabilities)
-    return new._replace(probabilities=decided)
+    decided = jnp.where(last, _decided(new, options), old.probabilities)
+    new = new._replace(probabilities=decided)
+    return new if options.history is None else options.history.adapted(i, kind, accept, new)
