@@ -465,7 +465,12 @@ class ScoreHMC(MCMCKernel):
                 f"{sorted(self._problem.boxes)}, whose outputs a regression learns."
             )
         return make_history(
-            self._surrogate, plan, z.shape, self._bank_size, self._dense_mass, self._step_size
+            self._surrogate,
+            plan,
+            (len(z), z.shape[1]),
+            self._bank_size,
+            self._dense_mass,
+            self._step_size,
         )
 
     def _pack(self, z: Array, outputs: dict[str, Array]) -> Any:

@@ -39,14 +39,14 @@ class Surrogate(eqx.Module):
     """What trajectories follow.
 
     Attributes:
-        fits: a fitted function for each opaque part.
+        fits: a fitted function for each opaque part, or a force in place of the only one.
         where: coordinates of the trajectories, in which the target has covariance of about I.
         wall: coordinates of the wall.
         radius: where the wall begins.
         fitted: False before the first fit, when there are only random-walk moves.
     """
 
-    fits: dict[str, FittedValues]
+    fits: dict[str, Any]  # FittedValues, or one Force of a history
     where: Coordinates
     wall: Coordinates
     radius: Float[Array, ""]
