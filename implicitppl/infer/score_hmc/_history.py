@@ -11,7 +11,7 @@ of the kinetic energy and the true U alone, and is exact for any force that depe
 
 Strathmann et al. (2015), Gradient-free Hamiltonian Monte Carlo with efficient kernel exponential
 families; Shi, Sun, Zhu (2018), A spectral approach to gradient estimation for implicit
-distributions, section 5.
+distributions (gradient-free HMC).
 """
 
 from typing import Any, NamedTuple
@@ -32,15 +32,15 @@ from implicitppl.score._moments import moments, scaled_cholesky, shrinkage_amoun
 from implicitppl.score._values import Coordinates, coordinates
 
 DEFAULT_CAPACITY = 500
-# States of a chain are correlated: so many of them count as one, and noise of variance
+# States of a chain are correlated: so many count as one, and noise of variance
 # min(1, SMOOTHING D / M) widens directions in which they hardly differ, by chance.
 CORRELATED, SMOOTHING = 8, 4.0
 WALKING_SHARE, WARM_WALKS, TRIAL_WALKS, WALKS_IF_LOST = 0.3, 0.5, 0.25, 0.8
 MOST_SHARE = 8  # at most this part of the bank is written in one iteration
-TARGET_ACCEPT, DECAY = 0.75, 0.6
+TARGET_ACCEPT, DECAY = 0.65, 0.6
 # A step this short in coordinates of unit covariance: it is the force that is wrong, not the
 # integrator. The longest is that of the walkers under a regression.
-FIRST_STEP, DOUBTFUL, SHORTEST, LONGEST = 0.5, 0.12, 0.05, 1.65
+FIRST_STEP, DOUBTFUL, SHORTEST, LONGEST = 0.5, 0.07, 0.05, 1.65
 
 
 class Force(eqx.Module):

@@ -117,11 +117,12 @@ class ScoreHMC(MCMCKernel):
         bank: evaluations of this target from earlier runs or a design, see `Bank`.
         bank_size: how many evaluations are kept to learn from; default 1000 to 2000 by dimension.
         surrogate: None for a regression on the values of the target. A score estimator, such as
-            `ip.score.Gaussian()`, `ip.score.SSGE(reference="gaussian")` or `ip.score.KEF()`: the
-            force is then the score of the states of the chains (kernel adaptive HMC), for targets
-            without black boxes. Single trajectories only; `bank_size` states are kept, 500 by
-            default, and the newer half of all is used. No estimate is refused for its error, as
-            `ip.score.select` would: `Gaussian()` is the safe choice.
+            `ip.score.Gaussian()`, `ip.score.SSGE()` or `ip.score.KEF()`: the force is then its
+            score of where the chains have been, for targets without black boxes. It learns no
+            faster than chains mix by random walks: 300 iterations of warm-up are too few for 10
+            correlated dimensions, 1000 barely enough. Of the states `bank_size` are kept, at
+            most 500 by default, and the newer half of all is used. An estimate is not refused for
+            its error, as by `ip.score.select`; `Gaussian()` is the safe choice.
         noise_correlation: of the noise of a proposal with that of the current point, for boxes with
             `noise=` (correlated pseudo-marginal); 0 draws it anew.
         init_strategy: of NumPyro, for starting points; those with an infinite potential are drawn
