@@ -67,7 +67,10 @@ def mixing_warnings(mixing: Mixing, runs: Runs) -> list[str]:
 def tail_warnings(tail: SurrogateTail) -> list[str]:
     """Whether the surrogate's tails are lighter than the target's."""
     if math.isnan(tail.overlap):
-        return ["No surrogate was fitted: all moves were random walks. Make the warm-up longer."]
+        return [
+            "The surrogate has no potential to compare: none was fitted, and all moves were random "
+            "walks (make the warm-up longer), or its force is a score estimate (`surrogate=`)."
+        ]
     if math.isnan(tail.k_hat):
         return ["Fewer than 25 distinct states: Pareto k-hat is unknown. Draw more."]
     if not tail.k_hat > tail.limit or tail.overlap >= MILD_OVERLAP:

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,8 +85,10 @@ class Known(Captured):
 
 
 def _options(kernel: Any) -> dict[str, Any]:
-    """Numbers, switches and words that the kernel was made with."""
+    """Numbers, switches, words and estimators that the kernel was made with."""
     names = inspect.signature(type(kernel).__init__).parameters
     values = {k: getattr(kernel, f"_{k}", getattr(kernel, k, None)) for k in names}
     plain = (bool, int, float, str)
-    return {f"{OPTION} `{k}`": v for k, v in values.items() if isinstance(v, plain)}
+    words: dict[str, Any] = {k: repr(v) for k, v in values.items() if isinstance(v, eqx.Module)}
+    words |= {k: v for k, v in values.items() if isinstance(v, plain)}
+    return {f"{OPTION} `{k}`": v for k, v in words.items()}

@@ -152,7 +152,7 @@ def test_other_warnings():
     steps = fields | {"accept_prob": np.full(x.shape, 0.2), "integration_error": 2 + 0 * x}
     assert "lost to the integrator" in str(check(x, steps))
     unfitted = fields | {"surrogate_gap": np.full(x.shape, np.nan)}
-    assert "No surrogate was fitted" in str(check(x, unfitted))
+    assert "no potential to compare: none was fitted" in str(check(x, unfitted))
 
 
 def test_noise_of_a_random_target_is_shown_and_judged(sound):

@@ -496,22 +496,20 @@ def test_a_budget_stops_the_run_and_keeps_the_draws():
     def potential(x: Any) -> Any:
         return 0.5 * jnp.sum(x**2)
 
-    def runner(**changes: Any) -> LongMCMC:
+    def runner(budget: int) -> LongMCMC:
         return LongMCMC(
             ScoreHMC(potential_fn=potential),
-            **{
-                "num_warmup": 4,
-                "num_samples": 30,
-                "num_chains": 2,
-                "chain_method": "vectorized",
-                "block_size": 5,
-                "progress_bar": False,
-            }
-            | changes,
+            num_warmup=4,
+            num_samples=30,
+            num_chains=2,
+            chain_method="vectorized",
+            block_size=5,
+            max_evaluations=budget,
+            progress_bar=False,
         )
 
     start = jnp.ones((2, 2))
-    mcmc = runner(max_evaluations=42)  # 2 for the starts, and 2 in each of 20 iterations
+    mcmc = runner(42)  # 2 for the starts, and 2 in each of 20 iterations
     with pytest.warns(UserWarning, match="max_evaluations"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="A warm-up of")
         mcmc.run(jax.random.key(0), init_params=start, extra_fields=("num_evaluations",))
@@ -519,8 +517,8 @@ def test_a_budget_stops_the_run_and_keeps_the_draws():
     assert 42 - 2 * 5 < spent.sum() <= 42
     assert mcmc.get_samples(group_by_chain=True).shape[1] == spent[0] - 1 - 4
     with pytest.raises(ValueError, match="`max_evaluations` must be at least 1"):
-        runner(max_evaluations=0)
-    counted = runner(max_evaluations=10)
+        runner(0)
+    counted = runner(10)
     counted.sampler = NUTS(potential_fn=potential)
     with pytest.raises(ValueError, match="counts `num_evaluations`"):
         counted.run(jax.random.key(0), init_params=start)

@@ -406,9 +406,10 @@ def test_step_size_and_length_can_be_given() -> None:
     assert single.any()
     assert f["num_steps"][single].min() >= 2
     assert f["num_steps"][single].max() <= 23
-    for option in ("step_size", "trajectory_length"):
-        with pytest.raises(ValueError, match=f"`{option}` must be positive"):
-            ScoreHMC(model, **{option: 0.0})
+    with pytest.raises(ValueError, match="`step_size` must be positive"):
+        ScoreHMC(model, step_size=0.0)
+    with pytest.raises(ValueError, match="`trajectory_length` must be positive"):
+        ScoreHMC(model, trajectory_length=float("inf"))
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """When what is adapted: a schedule that is known before the first iteration.
 
-fits    after about D evaluations and then whenever their number has grown by a seventh, until 4/5 of
-        the warm-up; the last fit is there
+fits    after about D evaluations and then whenever their number has grown by a seventh, until 4/5
+        of the warm-up; the last fit is there
 trials  from then on every kind of move is tried equally often, under that fit
 frozen  after the warm-up nothing changes any more
 """
