@@ -79,6 +79,7 @@ def draw(rows: Rows, path: Path) -> None:
                 _difference(axis, found, wrong)
         axis.set_title(name.replace("_", " "), fontsize=10)
         axis.set_xlabel("rank / 100")
+        axis.set_xticks([0, 0.5, 1])
     axes[0].set_ylabel("ECDF minus uniform")
     axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)

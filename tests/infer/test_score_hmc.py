@@ -17,8 +17,8 @@ import implicitppl as ip
 from implicitppl.infer import Bank, ScoreHMC, black_box
 from implicitppl.infer.score_hmc import _adapt
 from implicitppl.infer.score_hmc._bank import filled
+from implicitppl.infer.score_hmc._chains import Options
 from implicitppl.infer.score_hmc._plan import make_plan
-from implicitppl.infer.score_hmc._step import Options
 from implicitppl.infer.score_hmc._step import _adapt as learn_moves
 
 CHAINS, WARMUP, DRAWS = 2, 30, 60  # few evaluations: one size of fit is compiled, not two

@@ -17,12 +17,13 @@ from numpyro.util import find_stack_level, identity, is_prng_key
 import implicitppl.infer.score_hmc._adapt as _adapt
 from implicitppl.infer.score_hmc._adapt import Adaptation
 from implicitppl.infer.score_hmc._bank import Bank, add, empty_bank, filled
+from implicitppl.infer.score_hmc._chains import Chains, Options
 from implicitppl.infer.score_hmc._history import History, check_estimator, make_history
 from implicitppl.infer.score_hmc._noise import Meter, Noise, draw, new_meter, warn_if_large
 from implicitppl.infer.score_hmc._plan import Plan, make_plan
 from implicitppl.infer.score_hmc._problem import Evaluation
 from implicitppl.infer.score_hmc._start import find_start, opaque_target, unconstrained
-from implicitppl.infer.score_hmc._step import Chains, Options, step
+from implicitppl.infer.score_hmc._step import step
 from implicitppl.infer.score_hmc._surrogate import Model, Surrogate, unfitted
 
 OUTPUTS = "_black_boxes"  # where a state's `z` holds the outputs of black boxes

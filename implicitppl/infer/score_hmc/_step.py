@@ -1,16 +1,14 @@
 """One iteration for chains that share a bank and a surrogate: fit, move, evaluate once, accept."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 import implicitppl.infer.score_hmc._adapt as kinds
 from implicitppl.infer.score_hmc._adapt import Adaptation
-from implicitppl.infer.score_hmc._bank import Bank, add, usual_range
-from implicitppl.infer.score_hmc._explore import explore
-from implicitppl.infer.score_hmc._history import History
+from implicitppl.infer.score_hmc._bank import Bank, add
+from implicitppl.infer.score_hmc._chains import Chains, Options, Statistics
+from implicitppl.infer.score_hmc._learning import descending, learn, rescue
 from implicitppl.infer.score_hmc._moves import (
     Proposal,
     accept_probability,
@@ -19,85 +17,18 @@ from implicitppl.infer.score_hmc._moves import (
 )
 from implicitppl.infer.score_hmc._noise import (
     REFRESH_SHARE,
-    Meter,
-    Noise,
     draw,
     measured,
     moved,
 )
-from implicitppl.infer.score_hmc._plan import Plan
 from implicitppl.infer.score_hmc._problem import Evaluation
 from implicitppl.infer.score_hmc._surrogate import (
     Model,
-    Surrogate,
-    choose,
-    fit,
-    padded,
-    slack_of,
-    thin,
 )
 
 # Of the moves that learn: wider than the target, so that its tails are known; and to points of the
 # design, where the surrogate is unsure.
 HOT_SHARE, DESIGN_SHARE = 0.25, 0.35
-
-
-class Options(NamedTuple):
-    """What does not change: the schedule and the user's choices.
-
-    `history` is how a force is learned from states; None where values are regressed on.
-    """
-
-    plan: Plan
-    dense: bool
-    safe: float
-    correlation: float = 0.0
-    random: bool = False
-    step_size: float | None = None
-    length: float | None = None
-    history: History | None = None
-
-
-class Chains(NamedTuple):
-    """States of C chains; `surrogate`, `adaptation` and `bank` are shared."""
-
-    z: Float[Array, "C D"]
-    potential: Float[Array, " C"]
-    outputs: dict[str, Float[Array, "C P"]]
-    noise: Noise
-    meter: Meter
-    surrogate: Surrogate
-    adaptation: Adaptation
-    bank: Bank
-
-
-class Statistics(NamedTuple):
-    """What an iteration reports for each chain.
-
-    Attributes:
-        accept_prob: probability with which the proposal was accepted.
-        diverging: whether the trajectory or the target was not finite at its end.
-        num_steps: leapfrog steps.
-        integration_error: change of the surrogate's energy along the last trajectory; NaN, as the
-            next two, for a force from the history, which has no potential.
-        surrogate_error: change of U - U~ from the current point to the proposal; NaN before the
-            first fit and where the proposal was refused.
-        surrogate_gap: U - U~ at the point after the move; NaN before the first fit.
-        bank_distance: from the point after the move to the nearest evaluation, in the coordinates
-            of the trajectories; NaN in warm-up.
-        move: kind of the move.
-        failures: (3,) failures of the host by exception, NaN, time-out.
-    """
-
-    accept_prob: Float[Array, " C"]
-    diverging: Bool[Array, " C"]
-    num_steps: Int[Array, " C"]
-    integration_error: Float[Array, " C"]
-    surrogate_error: Float[Array, " C"]
-    surrogate_gap: Float[Array, " C"]
-    bank_distance: Float[Array, " C"]
-    move: Int[Array, " C"]
-    failures: Int[Array, "C 3"]
 
 
 def step(
@@ -106,9 +37,9 @@ def step(
     """Return the chains after iteration `i`, with one evaluation of the target for each."""
     shared = jax.random.fold_in(keys[0], 1)
     fit_key, kind_key, jitter_key, hot_key = jax.random.split(shared, 4)
-    few = _descending(chains.bank, options.plan.small)
-    chains = _learn(fit_key, i, few, chains, model, options)
-    chains = _rescue(jax.random.fold_in(shared, 2), i, chains, options)
+    few = descending(chains.bank, options.plan.small)
+    chains = learn(fit_key, i, few, chains, model, options)
+    chains = rescue(jax.random.fold_in(shared, 2), i, chains, options)
     own = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, 2), 3))(keys)
     surrogate, adaptation = chains.surrogate, chains.adaptation
     kind = jax.random.categorical(kind_key, jnp.log(_probabilities(i, chains, options)))
@@ -235,95 +166,6 @@ def _judge(i: Array, chains: Chains, model: Model, options: Options) -> tuple[Ar
 
     unknown = jnp.full_like(gap, jnp.nan)
     return gap, jax.lax.cond(i >= options.plan.num_warmup, nearest, lambda: unknown)
-
-
-def _descending(bank: Bank, enough: int) -> Bool[Array, ""]:
-    """Return whether the bulk is not reached: few evaluations near the lowest, or it still falls.
-
-    It falls if the newest `enough` evaluations went lower than all before by more than 3.
-    """
-    known = bank.number > 0
-    near = jnp.sum(slack_of(bank, known) <= 0)
-    recent = bank.number > bank.count - enough
-    newest = jnp.min(jnp.where(known & recent, bank.potential, jnp.inf))
-    before = jnp.min(jnp.where(known & ~recent, bank.potential, jnp.inf))
-    return (near < enough) | (newest < before - 3)
-
-
-def _learn(
-    key: Array, i: Array, few: Array, chains: Chains, model: Model, options: Options
-) -> Chains:
-    """Return the chains with a new surrogate where the plan has one.
-
-    On the way down, when few evaluations are near, small fits follow each other closely.
-    """
-    plan = options.plan
-    if not plan.fits:
-        return chains
-    if options.history is not None:
-        learned = options.history.learn(i, chains.bank, chains.surrogate, chains.adaptation)
-        return chains._replace(surrogate=learned[0], adaptation=learned[1])
-    capacity = chains.bank.z.shape[0]
-    small = min(capacity, plan.small)
-
-    def learn(size: int, chains: Chains) -> tuple[Surrogate, Adaptation]:
-        old = chains.adaptation
-        chosen = choose(chains.bank)
-        chosen = thin(chosen, size) if size < capacity else chosen
-        surrogate = fit(chosen, chains.surrogate, options.dense)
-        found = explore(key, model, surrogate, chosen, options.dense)
-        usual = 2.38 / chains.z.shape[1] ** 0.5
-        scale = jnp.where(chains.surrogate.fitted, old.walk_scale, usual)
-        step = found.step_size
-        if options.step_size is not None:
-            step = jnp.full_like(step, options.step_size)
-        return padded(found.surrogate, capacity), old._replace(
-            step_size=step,
-            walk_scale=scale.astype(old.walk_scale.dtype),
-            design=found.design,
-        )
-
-    def keep(chains: Chains) -> tuple[Surrogate, Adaptation]:
-        return chains.surrogate, chains.adaptation
-
-    due = jnp.any(i == jnp.asarray(plan.fits))
-    due_small = jnp.any(i == jnp.asarray(plan.small_fits, jnp.int32)) & few
-    which = jnp.where(due & ~few, 2, jnp.where(due | due_small, 1, 0))
-    branches = [keep, lambda c: learn(small, c), lambda c: learn(capacity, c)]
-    if small == capacity:
-        which, branches = jnp.minimum(which, 1), branches[:2]
-    surrogate, adaptation = jax.lax.switch(which, branches, chains)
-    return chains._replace(surrogate=surrogate, adaptation=adaptation)
-
-
-def _rescue(key: Array, i: Array, chains: Chains, options: Options) -> Chains:
-    """Return the chains with those that were left behind moved to good points of the bank.
-
-    At one and two quarters of the warm-up: a chain whose potential is more than twice the usual
-    range above the lowest found holds no mass worth the name (e^-40 in 10 dimensions), but it may
-    be a local mode that it would not leave.
-    """
-    quarters = jnp.asarray([options.plan.num_warmup // 4, options.plan.num_warmup // 2])
-
-    def rescue(chains: Chains) -> Chains:
-        bank = chains.bank
-        slack = slack_of(bank, bank.number > 0)
-        above = (chains.potential - jnp.min(bank.potential)) / usual_range(chains.z.shape[1])
-        left = above > 2
-        size = chains.potential.shape
-        chosen = jax.random.categorical(key, jnp.where(slack <= 0, 0.0, -jnp.inf), shape=size)
-
-        def pick(bank: Array, now: Array) -> Array:
-            return jnp.where(left.reshape(-1, *[1] * (now.ndim - 1)), bank[chosen], now)
-
-        return chains._replace(
-            z=pick(bank.z, chains.z),
-            potential=pick(bank.potential, chains.potential),
-            outputs={k: pick(bank.outputs[k], old) for k, old in chains.outputs.items()},
-        )
-
-    due = jnp.any(i == quarters) & (i > 0)
-    return jax.lax.cond(due, rescue, lambda chains: chains, chains)
 
 
 def _probabilities(i: Array, chains: Chains, options: Options) -> Float[Array, " K"]:
