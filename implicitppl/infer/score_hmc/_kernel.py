@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,77 +15,23 @@ from numpyro.infer.util import constrain_fn
 from numpyro.util import find_stack_level, identity, is_prng_key
 
 import implicitppl.infer.score_hmc._adapt as _adapt
-from implicitppl.infer.score_hmc._adapt import Adaptation
 from implicitppl.infer.score_hmc._bank import Bank, add, empty_bank, filled
 from implicitppl.infer.score_hmc._chains import Chains, Options
 from implicitppl.infer.score_hmc._history import History, check_estimator, make_history
-from implicitppl.infer.score_hmc._noise import Meter, Noise, draw, new_meter, warn_if_large
+from implicitppl.infer.score_hmc._noise import Noise, draw, new_meter, warn_if_large
 from implicitppl.infer.score_hmc._plan import Plan, make_plan
 from implicitppl.infer.score_hmc._problem import Evaluation
 from implicitppl.infer.score_hmc._start import find_start, opaque_target, unconstrained
+from implicitppl.infer.score_hmc._state import (
+    ScoreHMCState,
+    same_for_all,
+    with_chain_axis,
+    without_chain_axis,
+)
 from implicitppl.infer.score_hmc._step import step
-from implicitppl.infer.score_hmc._surrogate import Model, Surrogate, unfitted
+from implicitppl.infer.score_hmc._surrogate import Model, unfitted
 
 OUTPUTS = "_black_boxes"  # where a state's `z` holds the outputs of black boxes
-
-
-class ScoreHMCState(NamedTuple):
-    """State of `ScoreHMC`; fields from `z` to `step_size` have a chain axis in vectorized chains.
-
-    Attributes:
-        i: iteration, warm-up included.
-        z: unconstrained values by site; with black boxes, also their outputs at this point.
-        potential_energy: the true potential at `z`, as it was when `z` was accepted.
-        accept_prob: of the last proposal.
-        mean_accept_prob: over the warm-up or the sampling so far.
-        diverging: whether the last trajectory diverged.
-        num_steps: leapfrog steps of the last proposal; they cost no evaluation.
-        integration_error: change of the surrogate's energy along the last trajectory; NaN, as the
-            next two, with a score estimator as the surrogate.
-        surrogate_error: change of (true minus surrogate potential) from the point to the proposal.
-        surrogate_gap: true minus surrogate potential at `z`; NaN before the first fit.
-        bank_distance: from `z` to the nearest evaluation of the bank, in coordinates in which the
-            target has about unit covariance; NaN in warm-up. With a score estimator the bank holds
-            states.
-        move: kind of the last move, an index of `ScoreHMC.move_names`.
-        num_evaluations: of the true target by this chain, so far.
-        num_failures: evaluations that failed by exception, NaN, time-out (with
-            `on_failure="reject"`).
-        noise: of random boxes at `z`, by name.
-        noise_variance: of the true potential over repeated evaluations at one point, for random
-            boxes; NaN until the end of warm-up, and for targets that are not random.
-        noise_meter: what `noise_variance` is made of.
-        bank_size: how many of the bank's rows are filled.
-        step_size: of the leapfrog integrator.
-        adaptation: what warm-up learned beside the surrogate.
-        surrogate: fitted functions and coordinates; fixed after warm-up.
-        bank: evaluations, or states for a score estimator; fixed after warm-up.
-        rng_key: one key for each chain.
-    """
-
-    i: Array
-    z: Any
-    potential_energy: Array
-    accept_prob: Array
-    mean_accept_prob: Array
-    diverging: Array
-    num_steps: Array
-    integration_error: Array
-    surrogate_error: Array
-    surrogate_gap: Array
-    bank_distance: Array
-    move: Array
-    num_evaluations: Array
-    num_failures: Array
-    noise: Noise
-    noise_variance: Array
-    noise_meter: Meter
-    bank_size: Array
-    step_size: Array
-    adaptation: Adaptation
-    surrogate: Surrogate
-    bank: Bank
-    rng_key: Array
 
 
 class ScoreHMC(MCMCKernel):
@@ -334,14 +280,14 @@ class ScoreHMC(MCMCKernel):
             bank=bank,
             rng_key=own,
         )
-        return _without_chain_axis(state) if single else state
+        return without_chain_axis(state) if single else state
 
     def sample(
         self, state: ScoreHMCState, model_args: tuple[Any, ...], model_kwargs: Any
     ) -> ScoreHMCState:
         """Return the next state, with one evaluation of the true target for each chain."""
         batched = is_prng_key(state.rng_key)
-        state = _with_chain_axis(state) if batched else state
+        state = with_chain_axis(state) if batched else state
         keys, next_keys = jnp.swapaxes(jax.vmap(jax.random.split)(state.rng_key), 0, 1)
         z, outputs = self._unpack(state.z)
         chains = Chains(
@@ -354,7 +300,7 @@ class ScoreHMC(MCMCKernel):
             state.adaptation,
             state.bank,
         )
-        i = _same_for_all(state.i)
+        i = same_for_all(state.i)
         model = Model(self._problem, tuple(model_args), dict(model_kwargs or {}))
         chains, found = self._sample_fn(keys, i, chains, model)
         warmup = self._num_warmup
@@ -387,7 +333,7 @@ class ScoreHMC(MCMCKernel):
             bank=chains.bank,
             rng_key=next_keys,
         )
-        return _without_chain_axis(new) if batched else new
+        return without_chain_axis(new) if batched else new
 
     def evaluate(self, rng_key: Array, points: Any, *args: Any, **kwargs: Any) -> Bank:
         """Return a bank of evaluations of the true target at given points, for `bank=`.
@@ -495,52 +441,3 @@ class ScoreHMC(MCMCKernel):
 def default_capacity(dimension: int) -> int:
     """Return how many evaluations are kept: enough for all quadratic terms, 1000 to 2000."""
     return min(2000, max(1000, 3 * (dimension + 1) * (dimension + 2) // 4))
-
-
-_PER_CHAIN = (
-    "z",
-    "potential_energy",
-    "accept_prob",
-    "mean_accept_prob",
-    "diverging",
-    "num_steps",
-    "integration_error",
-    "surrogate_error",
-    "surrogate_gap",
-    "bank_distance",
-    "move",
-    "num_evaluations",
-    "num_failures",
-    "noise",
-    "noise_variance",
-    "noise_meter",
-    "bank_size",
-    "step_size",
-    "rng_key",
-)
-
-
-def _without_chain_axis(state: ScoreHMCState) -> ScoreHMCState:
-    fields = {k: jax.tree.map(lambda x: x[0], getattr(state, k)) for k in _PER_CHAIN}
-    return state._replace(**fields)
-
-
-def _with_chain_axis(state: ScoreHMCState) -> ScoreHMCState:
-    fields = {k: jax.tree.map(lambda x: x[None], getattr(state, k)) for k in _PER_CHAIN}
-    return state._replace(**fields)
-
-
-@jax.custom_batching.custom_vmap
-def _same_for_all(i: Array) -> Array:
-    """Return `i`, which is the same in all mapped chains, without an axis for them.
-
-    Under `vmap` a condition with such an axis computes both of its branches; the surrogate would be
-    fitted in every iteration.
-    """
-    return i
-
-
-@_same_for_all.def_vmap
-def _(axis_size: int, in_batched: list[bool], i: Array) -> tuple[Array, bool]:
-    del axis_size
-    return (i[0] if in_batched[0] else i), False
