@@ -461,7 +461,7 @@ def test_a_pickle_keeps_the_draws(whole: Any):
     assert_same(everything(pickle.loads(pickle.dumps(mcmc))), whole)
 
 
-@pytest.mark.parametrize("method", ["sequential", jax.vmap], ids=str)
+@pytest.mark.parametrize("method", ["sequential", jax.vmap], ids=["sequential", "vmap"])
 def test_the_bar_shows_acceptance_and_evaluations(method: Any, capfd: pytest.CaptureFixture):
     mcmc = walk(chain_method=method, progress_bar=True)
     run_walk(mcmc)
