@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -296,6 +296,15 @@ def test_an_error_raises_and_keeps_finished_blocks(monkeypatch: pytest.MonkeyPat
     assert_same(everything(mcmc), whole)
 
 
+@pytest.fixture
+def python_handles_sigint() -> Iterator[None]:
+    """Python's own handler: workers of a parallel test run ignore the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_handles_sigint")
 def test_ctrl_c_inside_a_host_function_stops_the_run():
     calls: list[None] = []
 
