@@ -50,7 +50,8 @@ class LongMCMC(MCMC):
             for `MCMC`; `progress_rate` has no effect.
 
     Raises:
-        ValueError: for a `block_size` below 1; by `run` if the folder holds another run.
+        ValueError: for a `block_size` below 1 or a checkpoint that is a file; by `run` if the
+            folder holds another run.
         RuntimeError: by `get_samples` after a stop in warm-up, by `resume` before `run`.
 
     Cost: that of `MCMC`, and for each block a wait for the device, a copy of its draws and, with
@@ -104,6 +105,10 @@ class LongMCMC(MCMC):
             raise ValueError(f"`block_size` must be at least 1; got {block_size}.")
         if max_evaluations is not None and max_evaluations < 1:
             raise ValueError(f"`max_evaluations` must be at least 1; got {max_evaluations}.")
+        if checkpoint is not None and Path(checkpoint).is_file():
+            raise ValueError(
+                f"`checkpoint` must be a folder, which need not exist; {checkpoint} is a file."
+            )
         super().__init__(
             sampler,
             num_warmup=num_warmup,

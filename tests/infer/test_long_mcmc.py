@@ -424,6 +424,12 @@ def test_a_state_of_other_shapes_is_refused(folder: Path):
         run_walk(walk(folder, kernel=Wider()))
 
 
+def test_a_file_is_no_checkpoint(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="must be a folder"):
+        walk(checkpoint=tmp_path / "file")
+
+
 def test_options_are_checked():
     with pytest.raises(ValueError, match="`block_size` must be at least 1; got 0"):
         walk(block_size=0)

@@ -16,10 +16,15 @@ from numpyro.infer import MCMC, init_to_value
 import implicitppl as ip
 from implicitppl.infer import Bank, ScoreHMC, black_box
 from implicitppl.infer.score_hmc import _adapt
-from implicitppl.infer.score_hmc._bank import filled
+from implicitppl.infer.score_hmc._bank import empty_bank, filled
 from implicitppl.infer.score_hmc._chains import Options
+from implicitppl.infer.score_hmc._explore import NUM_WALKERS, _round
+from implicitppl.infer.score_hmc._learning import descending
 from implicitppl.infer.score_hmc._plan import make_plan
+from implicitppl.infer.score_hmc._problem import WholeProblem
 from implicitppl.infer.score_hmc._step import _adapt as learn_moves
+from implicitppl.infer.score_hmc._surrogate import Model, Surrogate
+from implicitppl.score._values import Coordinates
 
 CHAINS, WARMUP, DRAWS = 2, 30, 60  # few evaluations: one size of fit is compiled, not two
 FIELDS = ("accept_prob", "num_evaluations", "bank_size", "surrogate_error", "move", "num_failures")
@@ -429,3 +434,69 @@ def test_double_precision() -> None:
         gap = np.asarray(fields["surrogate_gap"])  # a quadratic is learned to the noise floor
         assert np.ptp(gap) < 1e-2
         assert mcmc.last_state.surrogate.fits["potential"].points.dtype == jnp.float64
+
+
+def test_a_bank_of_another_target_is_refused() -> None:
+    def potential_fn(x: Array) -> Array:
+        return 0.5 * jnp.sum(x**2)
+
+    keys = jax.random.split(jax.random.key(0), CHAINS)
+    bank = ScoreHMC(potential_fn=potential_fn).evaluate(jax.random.key(0), jnp.ones((5, 3)))
+    kernel = ScoreHMC(potential_fn=potential_fn, bank=bank)
+    with pytest.raises(ValueError, match=r"this target's 2 .* have 3"):
+        kernel.init(keys, 10, jnp.ones((CHAINS, 2)), (), {})
+    bank = ScoreHMC(potential_fn=potential_fn).evaluate(jax.random.key(0), jnp.ones((5, 2)))
+    with pytest.raises(ValueError, match="'mean'.*'potential'"):
+        ScoreHMC(model, bank=bank).init(keys, 10, None, (Counted(),), {})
+
+
+def test_wide_transitions_keep_a_share() -> None:
+    adaptation = _adapt.initial(2, jnp.dtype(jnp.float32))
+    jumps = jnp.ones((_adapt.NUM_MOVES, 2)).at[2].set(9.0).at[_adapt.WIDE].set(1e-3)
+    adaptation = adaptation._replace(jumps=jumps, trials=jnp.ones(_adapt.NUM_MOVES, jnp.int32))
+    share = float(_adapt.decide(adaptation, 0.1)[_adapt.WIDE])
+    assert share > 3 * float(_adapt.decide(adaptation, 0.1)[1])
+    assert share == pytest.approx(0.9 * 0.15 / (0.8 + 0.2 * 4 / 5 + 0.15), rel=1e-5)
+    # sd of V - V / T is .75 where that of V is (D / 2)^(1/2).
+    for dimension in (8, 50):
+        t = _adapt.temperatures(dimension)
+        assert (1 - 1 / t[_adapt.WIDE]) * np.sqrt(dimension / 2) == pytest.approx(0.75)
+        assert (np.delete(t, _adapt.WIDE) == 1).all()
+
+
+def test_the_way_down_ends_when_values_near_the_lowest_fall_no_more() -> None:
+    structure = {"potential": (2, 1)}
+
+    def after(values: Any) -> bool:
+        values = np.asarray(values, np.float32)
+        bank = empty_bank(len(values), 2, structure, jnp.dtype(jnp.float32))
+        number = jnp.arange(1, len(values) + 1)
+        bank = bank._replace(potential=jnp.asarray(values), number=number, count=number[-1])
+        return bool(descending(bank, 20))
+
+    assert after(np.linspace(1e4, 0, 100))  # few are near the lowest
+    assert not after(np.full(100, 5.0))
+    assert after(np.r_[np.full(80, 9.0), np.full(20, 5.0)])  # all are near; the newest fell by 4
+    assert not after(np.r_[np.full(80, 9.0), np.full(20, 7.0)])
+    assert not after(np.r_[np.full(20, 5.0), np.full(80, 9.0)])  # low long ago
+
+
+class Falling(Surrogate):
+    """A surrogate that falls without end beyond the region that it knows."""
+
+    def walled(self, model: Model, y: Array) -> Array:
+        r = jnp.sqrt(jnp.sum(y**2) + 1e-6)
+        return 0.5 * r**2 - 0.3 * r**3
+
+    def knows(self, z: Array) -> Array:
+        return jnp.sum(z**2) <= 16
+
+
+def test_walkers_stay_where_the_surrogate_is_known() -> None:
+    where = Coordinates(jnp.zeros(2), jnp.eye(2), jnp.eye(2))
+    surrogate = Falling({}, where, where, jnp.asarray(2.0), jnp.asarray(True))
+    start = jax.random.normal(jax.random.key(0), (NUM_WALKERS, 2))
+    nothing = Model(WholeProblem(lambda x: x, lambda x: x), (), {})
+    end, visited, _ = _round(jax.random.key(1), nothing, surrogate, start)
+    assert float(jnp.max(jnp.sum(visited**2, axis=1))) <= 16
+    assert float(jnp.max(jnp.sum(end**2, axis=1))) <= 16

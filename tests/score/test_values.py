@@ -59,6 +59,24 @@ def test_a_quadratic_is_recovered_with_its_gradient() -> None:
     assert bool(fit.info.used)
 
 
+@pytest.mark.slow
+def test_a_quadratic_of_many_dimensions_is_told_from_the_rest() -> None:
+    # 496 terms and 256 rows for the hyper-parameters, which cannot tell a quadratic: without the
+    # choice by leave-one-out the error is .26 of the function's spread, with it .0015.
+    dimension = 30
+    x = points(dimension, 700)
+    factor = 0.5 * jax.random.normal(jax.random.key(7), (dimension, dimension)) + jnp.eye(dimension)
+
+    def quadratic(x: jax.Array) -> jax.Array:
+        return 0.5 * jnp.sum((x @ factor) ** 2, axis=-1)
+
+    fit = fitted(x, quadratic(x)[:, None], gaussian=True)
+    new = points(dimension, 200, seed=5)
+    error = np.asarray(fit(new)[:, 0] - quadratic(new))
+    assert error.std() < 0.02 * float(quadratic(new).std())
+    assert float(fit.info.error) < 0.02 * float(fit.info.trend_error)
+
+
 def test_the_residual_beats_the_gaussian_where_there_is_one() -> None:
     x = points(2)
     fit = fitted(x, bent(x))

@@ -77,6 +77,25 @@ def empty_bank(
     return Bank(zeros, potential, inputs, outputs, number, jnp.zeros((), jnp.int32))
 
 
+def check_bank(bank: Bank, dimension: int, structure: dict[str, tuple[int, int]]) -> None:
+    """Raise where a bank is of another target.
+
+    Raises:
+        ValueError: for another dimension, other opaque parts, or other sizes of those.
+    """
+    if bank.z.shape[1] != dimension:
+        raise ValueError(
+            f"`bank` must hold points of this target's {dimension} unconstrained numbers; they "
+            f"have {bank.z.shape[1]}."
+        )
+    there = {k: (v.shape[1], bank.outputs[k].shape[1]) for k, v in bank.inputs.items()}
+    if there != structure:
+        raise ValueError(
+            "`bank` must hold the opaque parts of this target, by name (inputs, outputs): "
+            f"{structure}; got {there}."
+        )
+
+
 def usual_range(dimension: int) -> float:
     """Return how far a potential usually is above its minimum, at most.
 

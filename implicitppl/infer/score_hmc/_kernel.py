@@ -15,7 +15,7 @@ from numpyro.infer.util import constrain_fn
 from numpyro.util import find_stack_level, identity, is_prng_key
 
 import implicitppl.infer.score_hmc._adapt as _adapt
-from implicitppl.infer.score_hmc._bank import Bank, add, empty_bank, filled
+from implicitppl.infer.score_hmc._bank import Bank, add, check_bank, empty_bank, filled
 from implicitppl.infer.score_hmc._chains import Chains, Options
 from implicitppl.infer.score_hmc._history import History, check_estimator, make_history
 from implicitppl.infer.score_hmc._noise import Noise, draw, new_meter, warn_if_large
@@ -78,7 +78,7 @@ class ScoreHMC(MCMCKernel):
     Raises:
         ValueError: for both or neither of `model` and `potential_fn`, a discrete latent site, a
             starting point of infinite potential given by the user, an option out of range, a score
-            estimator with black boxes or a `bank`.
+            estimator with black boxes or a `bank`, a `bank` of another target.
         RuntimeError: if no starting point with a finite potential is found.
 
     Collect `extra_fields=ScoreHMC.diagnostic_fields` for `diagnostics.surrogate_report`.
@@ -164,6 +164,8 @@ class ScoreHMC(MCMCKernel):
             raise ValueError(f"`noise_correlation` must be in [0, 1); got {noise_correlation}.")
         if bank_size is not None and bank_size < 16:
             raise ValueError(f"`bank_size` must be at least 16; got {bank_size}.")
+        if bank is not None and not isinstance(bank, Bank):
+            raise ValueError(f"`bank` must be a `Bank` or None; got {type(bank).__name__}.")
         if surrogate is not None:
             check_estimator(surrogate, bank)
         self._model = model
@@ -399,6 +401,7 @@ class ScoreHMC(MCMCKernel):
         bank = empty_bank(max(capacity, 2), dimension, structure, z.dtype)
         if self._bank is None:
             return bank
+        check_bank(self._bank, dimension, structure)
         old = filled(self._bank)
         failures = jnp.zeros((old.z.shape[0], 3), jnp.int32)
         return add(bank, old.z, Evaluation(old.potential, old.inputs, old.outputs, failures))

@@ -78,14 +78,18 @@ def learn(
     return chains._replace(surrogate=surrogate, adaptation=adaptation)
 
 
+def rescuing(i: Array, options: Options) -> Bool[Array, ""]:
+    """Return whether chains are rescued before iteration i: at one and two quarters of warm-up."""
+    quarters = jnp.asarray([options.plan.num_warmup // 4, options.plan.num_warmup // 2])
+    return jnp.any(i == quarters) & (i > 0)
+
+
 def rescue(key: Array, i: Array, chains: Chains, options: Options) -> Chains:
     """Return the chains with those that were left behind moved to good points of the bank.
 
-    At one and two quarters of the warm-up: a chain whose potential is more than twice the usual
-    range above the lowest found holds no mass worth the name (e^-40 in 10 dimensions), but it may
-    be a local mode that it would not leave.
+    A chain whose potential is more than twice the usual range above the lowest found holds no mass
+    worth the name (e^-40 in 10 dimensions), but it may be a local mode that it would not leave.
     """
-    quarters = jnp.asarray([options.plan.num_warmup // 4, options.plan.num_warmup // 2])
 
     def moved(chains: Chains) -> Chains:
         bank = chains.bank
@@ -104,5 +108,4 @@ def rescue(key: Array, i: Array, chains: Chains, options: Options) -> Chains:
             outputs={k: pick(bank.outputs[k], old) for k, old in chains.outputs.items()},
         )
 
-    due = jnp.any(i == quarters) & (i > 0)
-    return jax.lax.cond(due, moved, lambda chains: chains, chains)
+    return jax.lax.cond(rescuing(i, options), moved, lambda chains: chains, chains)

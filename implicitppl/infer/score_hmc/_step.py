@@ -8,23 +8,11 @@ import implicitppl.infer.score_hmc._adapt as kinds
 from implicitppl.infer.score_hmc._adapt import Adaptation
 from implicitppl.infer.score_hmc._bank import Bank, add
 from implicitppl.infer.score_hmc._chains import Chains, Options, Statistics
-from implicitppl.infer.score_hmc._learning import descending, learn, rescue
-from implicitppl.infer.score_hmc._moves import (
-    Proposal,
-    accept_probability,
-    propose,
-    schedule,
-)
-from implicitppl.infer.score_hmc._noise import (
-    REFRESH_SHARE,
-    draw,
-    measured,
-    moved,
-)
+from implicitppl.infer.score_hmc._learning import descending, learn, rescue, rescuing
+from implicitppl.infer.score_hmc._moves import Proposal, accept_probability, propose, schedule
+from implicitppl.infer.score_hmc._noise import REFRESH_SHARE, draw, measured, moved
 from implicitppl.infer.score_hmc._problem import Evaluation
-from implicitppl.infer.score_hmc._surrogate import (
-    Model,
-)
+from implicitppl.infer.score_hmc._surrogate import Model
 
 # Of the moves that learn: wider than the target, so that its tails are known; and to points of the
 # design, where the surrogate is unsure.
@@ -37,7 +25,11 @@ def step(
     """Return the chains after iteration `i`, with one evaluation of the target for each."""
     shared = jax.random.fold_in(keys[0], 1)
     fit_key, kind_key, jitter_key, hot_key = jax.random.split(shared, 4)
-    few = descending(chains.bank, options.plan.small)
+    few = jax.lax.cond(
+        i < options.plan.trials,
+        lambda: descending(chains.bank, options.plan.small),
+        lambda: jnp.asarray(False),
+    )
     chains = learn(fit_key, i, few, chains, model, options)
     chains = rescue(jax.random.fold_in(shared, 2), i, chains, options)
     own = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, 2), 3))(keys)
@@ -59,7 +51,7 @@ def step(
     from_known, to_known = (jax.vmap(surrogate.knows)(z) for z in (chains.z, new))
     usable = jnp.all(jnp.isfinite(new), axis=1) & ~proposal.diverging
     plan = options.plan
-    early = (i < plan.num_warmup // 2) | (few & (i < plan.trials))
+    early = (i < plan.num_warmup // 2) | few
     usable = usable & ((kind == 0) | ((from_known | early) & to_known))
     refresh, measuring = _estimating_anew(shared, i, options)
     stay = refresh | measuring
@@ -73,7 +65,7 @@ def step(
     accept = jax.vmap(accept_probability)(proposal, chains.potential, found.potential)
     accept = jnp.where(usable & jnp.isfinite(found.potential), accept, 0)
     # On the way down whatever is more probable is taken: it needs no balance, but a history does.
-    down = early if options.history is None else few & (i < plan.trials)
+    down = early if options.history is None else few
     eager = jnp.exp(jnp.minimum(chains.potential - found.potential, 0))
     eager = jnp.where(usable & jnp.isfinite(found.potential), eager, 0)
     accept = jnp.where(hot | asked, 0, accept)
@@ -109,7 +101,7 @@ def step(
         proposal.diverging,
         proposal.num_steps,
         proposal.integration_error,
-        jnp.where(surrogate.fitted & usable & ~asked, error, jnp.nan),
+        jnp.where(surrogate.fitted & usable & ~asked & ~stay, error, jnp.nan),
         gap,
         distance,
         jnp.broadcast_to(kind, accept.shape).astype(jnp.int32),
@@ -140,13 +132,17 @@ def _without_potential(statistics: Statistics) -> Statistics:
 
 
 def _estimating_anew(key: Array, i: Array, options: Options) -> tuple[Array, Array]:
-    """Return whether a random target is estimated anew in place: to keep it, to measure it."""
+    """Return whether a random target is estimated anew in place: to keep it, to measure it.
+
+    Where chains are rescued it always is: the bank's estimate came from other noise.
+    """
     if not options.random:
         return jnp.asarray(False), jnp.asarray(False)
     plan = options.plan
     u = jax.random.uniform(jax.random.fold_in(key, 3))
     measuring = (i >= plan.measuring) & (i < plan.num_warmup)
-    return (u < REFRESH_SHARE) & (i < plan.trials), measuring
+    refresh = (u < REFRESH_SHARE) | rescuing(i, options)
+    return refresh & (i < plan.trials), measuring
 
 
 def _judge(i: Array, chains: Chains, model: Model, options: Options) -> tuple[Array, Array]:
