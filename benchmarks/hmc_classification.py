@@ -31,8 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.infer import MCMC, NUTS, init_to_median
 
-from benchmarks.accuracy import CACHE, RESULTS, append, provenance, read
-from benchmarks.bench_hmc import efficiency, errors, mixing
+from benchmarks.accuracy import CACHE, RESULTS, append, read
 from benchmarks.gp_classification import (
     AMPLITUDE_PRIOR,
     BUNDLED,
@@ -45,6 +44,7 @@ from benchmarks.gp_classification import (
     pseudo_marginal,
 )
 from benchmarks.hmc_methods import Run
+from benchmarks.hmc_rows import measured, table
 from benchmarks.hmc_targets import Truth, from_draws
 from benchmarks.references import check_converged
 from implicitppl.infer import ScoreHMC
@@ -181,19 +181,10 @@ def row_of(
     start = time.process_time()
     run = METHODS[method](evidence, seed, sizes)
     seconds = time.process_time() - start
-    found = mixing(run.draws)
     return {
         **dict(zip(KEY, key, strict=True)),
-        "num_warmup": sizes[0],
-        "num_samples": sizes[1],
-        "evaluations_warmup": run.evaluations_warmup,
-        "evaluations_sampling": run.evaluations_sampling,
         "noise": noise(evidence, true.mean),
-        **found,
-        **efficiency(run, found),
-        **errors(run.draws, true),
-        "cpu_seconds": seconds,
-        **provenance(),
+        **measured(run, true, sizes, seconds),
     }
 
 
@@ -203,32 +194,13 @@ def noise(evidence: Evidence, theta: np.ndarray) -> float:
     return float(np.std([evidence(rng, theta) for _ in range(NUM_ESTIMATES)]))
 
 
-FIGURES = {
-    "R-hat": lambda r: f"{r['rhat']:.3f}",
-    "evaluations to 400": lambda r: f"{r['evaluations_to_400']:,.0f}",
-    "bulk per 1,000": lambda r: f"{1000 * r['bulk_per_evaluation']:.3g}",
-    "tail per 1,000": lambda r: f"{1000 * r['tail_per_evaluation']:.3g}",
-    "mean error (s.e.)": lambda r: f"{r['mean_error']:.2f} ({r['z']:.1f})",
-    "sd ratio": lambda r: f"{r['sd_ratio_low']:.2f}-{r['sd_ratio_high']:.2f}",
-    "5/50/95%": lambda r: "/".join(f"{r[f'q{q}_error']:.2f}" for q in ("05", "50", "95")),
-    "noise": lambda r: f"{r['noise']:.2f}",
-    "CPU s": lambda r: f"{r['cpu_seconds']:.0f}",
-}
+KEYS = {"problem": "problem", "method": "method", "particles": "K"}
+NOISE = {"noise": lambda r: f"{r['noise']:.2f}"}
 
 
 def report(rows: list[dict[str, Any]]) -> str:
     """Return medians over seeds for each problem, method and number of particles."""
-    lines = [f"| problem | method | K | seeds | {' | '.join(FIGURES)} |", "|---" * 13 + "|"]
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[k] for k in KEY[:-1]), []).append(row)
-    for (problem, method, particles), group in groups.items():
-        names = [k for k, v in group[0].items() if isinstance(v, float)]
-        middle = {k: float(np.median([row[k] for row in group])) for k in names}
-        cells = " | ".join(show(middle) for show in FIGURES.values())
-        head = f"{problem} | {HEADS[method]} | {particles} | {len(group)}"
-        lines.append(f"| {head} | {cells} |")
-    return "\n".join(lines)
+    return table(rows, KEYS, HEADS, NOISE)
 
 
 def parse() -> argparse.Namespace:

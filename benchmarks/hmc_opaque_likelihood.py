@@ -27,9 +27,9 @@ import jax
 import numpy as np
 from numpyro.infer import MCMC, NUTS, init_to_median
 
-from benchmarks.accuracy import CACHE, RESULTS, append, provenance, read
-from benchmarks.bench_hmc import efficiency, errors, mixing
+from benchmarks.accuracy import CACHE, RESULTS, append, read
 from benchmarks.hmc_methods import Run
+from benchmarks.hmc_rows import measured, table
 from benchmarks.hmc_targets import Truth, from_draws
 from benchmarks.opaque_problems import Host, Problem, problems
 from benchmarks.posteriors import Posterior, load
@@ -116,48 +116,17 @@ def row_of(problem: Problem, method: str, seed: int, true: Truth, sizes: Sizes) 
     start = time.process_time()
     run = METHODS[method](problem, seed, sizes)
     seconds = time.process_time() - start
-    found = mixing(run.draws)
     return {
         **dict(zip(KEY, (problem.name, method, seed), strict=True)),
-        "num_warmup": sizes[0],
-        "num_samples": sizes[1],
-        "evaluations_warmup": run.evaluations_warmup,
-        "evaluations_sampling": run.evaluations_sampling,
         "gradients": run.gradients,
         "truth": true.source,
-        **found,
-        **efficiency(run, found),
-        **errors(run.draws, true),
-        "cpu_seconds": seconds,
-        **provenance(),
+        **measured(run, true, sizes, seconds),
     }
-
-
-FIGURES = {
-    "R-hat": lambda r: f"{r['rhat']:.3f}",
-    "evaluations to 400": lambda r: f"{r['evaluations_to_400']:,.0f}",
-    "bulk per 1,000": lambda r: f"{1000 * r['bulk_per_evaluation']:.3g}",
-    "tail per 1,000": lambda r: f"{1000 * r['tail_per_evaluation']:.3g}",
-    "mean error (s.e.)": lambda r: f"{r['mean_error']:.2f} ({r['z']:.1f})",
-    "sd ratio": lambda r: f"{r['sd_ratio_low']:.2f}-{r['sd_ratio_high']:.2f}",
-    "5/50/95%": lambda r: "/".join(f"{r[f'q{q}_error']:.2f}" for q in ("05", "50", "95")),
-    "CPU s": lambda r: f"{r['cpu_seconds']:.0f}",
-}
 
 
 def report(rows: list[dict[str, Any]]) -> str:
     """Return medians over seeds for each problem and method."""
-    lines = [f"| problem | method | seeds | {' | '.join(FIGURES)} |"]
-    lines.append("|---" * (len(FIGURES) + 3) + "|")
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["problem"], row["method"]), []).append(row)
-    for (problem, method), group in groups.items():
-        names = [k for k, v in group[0].items() if isinstance(v, float)]
-        middle = {k: float(np.median([row[k] for row in group])) for k in names}
-        cells = " | ".join(show(middle) for show in FIGURES.values())
-        lines.append(f"| {problem} | {HEADS[method]} | {len(group)} | {cells} |")
-    return "\n".join(lines)
+    return table(rows, {"problem": "problem", "method": "method"}, HEADS)
 
 
 def parse() -> argparse.Namespace:

@@ -10,6 +10,7 @@ from numpyro.infer import MCMC
 
 from benchmarks.hmc_methods import Run
 from benchmarks.hmc_targets import Target
+from implicitppl import score
 from implicitppl.infer import ScoreHMC
 
 # Of the iterations that the budget offers, warm-up takes this share: the point is to need few
@@ -27,10 +28,15 @@ def score_hmc(
     full: bool = False,
     **options: Any,
 ) -> Run:
-    """Return draws of vectorized chains; `full` takes the whole budget instead."""
+    """Return draws of vectorized chains.
+
+    `full` takes the whole budget; `surrogate` may be the name of a score estimator.
+    """
     if not full:
         used = USED if target.dimension <= 20 else LARGE_USED
         num_warmup, num_samples = round(used * num_warmup), min(num_samples, DRAWS)
+    if isinstance(options.get("surrogate"), str):
+        options["surrogate"] = getattr(score, options["surrogate"])()
     start_key, _, run_key = jax.random.split(key, 3)  # starts as those of the other methods
     mcmc = MCMC(
         ScoreHMC(potential_fn=lambda x: -target.log_density(x), **options),
