@@ -1,11 +1,16 @@
-"""Rows of the smaller benchmarks of gradient-free HMC, and their tables: medians over seeds."""
+"""Rows of the smaller benchmarks of gradient-free HMC, and their tables: medians over seeds.
 
+python -m benchmarks.hmc_rows FILE             (the table of rows that bench_hmc.py wrote)
+"""
+
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy import provenance
+from benchmarks.accuracy import provenance, read
 from benchmarks.bench_hmc import efficiency, errors, mixing
 from benchmarks.hmc_methods import Run
 from benchmarks.hmc_targets import Truth
@@ -67,3 +72,15 @@ def table(
         shown = (show(middle) for show in columns.values())
         lines.append(f"| {' | '.join([*cells, str(len(group)), *shown])} |")
     return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table of a file; methods are shown by their first option."""
+    rows = read(Path(sys.argv[1]))
+    heads = {row["method"]: row["method"].partition(",")[0].partition("=")[2] for row in rows}
+    keys = {"target": "target", "num_warmup": "warm-up", "method": "surrogate"}
+    print(table(rows, keys, heads))
+
+
+if __name__ == "__main__":
+    main()

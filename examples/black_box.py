@@ -89,8 +89,10 @@ def model(solve: Callable[..., Any], pelts: jax.Array, **options: Any) -> None:
     numpyro.sample("pelts", dist.LogNormal(log_z, sigma).to_event(2), obs=pelts)
 
 
-def score_hmc(key: jax.Array, posterior: Callable[..., None], num: int) -> Any:
-    """Return four chains for ArviZ: `num` iterations of warm-up, then as many draws."""
+def score_hmc(
+    key: jax.Array, posterior: Callable[..., None], num: int
+) -> tuple[Any, ip.diagnostics.SurrogateReport]:
+    """Return four chains for ArviZ, `num` iterations of warm-up and as many draws, and a report."""
     kernel = ip.infer.ScoreHMC(posterior, init_strategy=init_to_median())
     mcmc = MCMC(
         kernel,
@@ -100,8 +102,9 @@ def score_hmc(key: jax.Array, posterior: Callable[..., None], num: int) -> Any:
         chain_method="vectorized",
         progress_bar=False,
     )
-    mcmc.run(key, PELTS, extra_fields=("accept_prob", "surrogate_error", "num_evaluations"))
-    return ip.diagnostics.to_arviz(mcmc, log_likelihood=False, posterior_predictive=False)
+    mcmc.run(key, PELTS, extra_fields=ip.infer.ScoreHMC.diagnostic_fields)
+    idata = ip.diagnostics.to_arviz(mcmc, log_likelihood=False, posterior_predictive=False)
+    return idata, ip.diagnostics.surrogate_report(mcmc)
 
 
 def random_walk(seed: int, posterior: Callable[..., None], z: np.ndarray, num: int) -> np.ndarray:
@@ -220,9 +223,11 @@ def main() -> None:
 
     began = time.perf_counter()
     posterior = functools.partial(model, solvers["ScoreHMC"])
-    idata = score_hmc(jax.random.key(args.seed), posterior, num)
+    idata, report = score_hmc(jax.random.key(args.seed), posterior, num)
     seconds["ScoreHMC"] = time.perf_counter() - began
     idata.to_netcdf(args.out / "posterior.nc")
+    (args.out / "report.txt").write_text(f"{report}\n")
+    ip.diagnostics.plot_surrogate(report).savefig(args.out / "surrogate.png", dpi=110)
     sites = {site: np.asarray(idata["posterior"][site]) for site in (*SITES, "populations")}
     draws = {"ScoreHMC": np.concatenate([sites[site] for site in SITES], axis=2)}
 
@@ -238,7 +243,7 @@ def main() -> None:
     draw_calls(draws, num, args.out / "calls.png")
     text = table(draws, {method: solve.calls for method, solve in solvers.items()}, seconds)
     (args.out / "table.txt").write_text(text + "\n")
-    print(f"{text}\nfiles are in {args.out}/")
+    print(f"{report}\n\n{text}\nfiles are in {args.out}/")
 
 
 if __name__ == "__main__":
