@@ -36,6 +36,29 @@ STRICT_LAYERS = {"linalg", "kernels", "score"}
 """Folders whose code must not promote ranks or dtypes by accident (the layers below NumPyro)."""
 
 
+MAX_MAPPINGS = 20_000
+"""Memory mappings of a worker at which its compiled programs are dropped; Linux allows 65,530."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Drops compiled programs before a worker dies of them.
+
+    Each compiled program holds several memory mappings for as long as it is cached; a worker that
+    has run some hundred tests meets the limit of the system and crashes without a message. Counted
+    between tests that may not share a program, those of different files.
+    """
+    if nextitem is not None and nextitem.path == item.path:
+        return
+    if _num_mappings() > MAX_MAPPINGS:
+        jax.clear_caches()
+
+
+def _num_mappings() -> int:
+    maps = Path("/proc/self/maps")
+    return maps.read_bytes().count(b"\n") if maps.exists() else 0
+
+
 @pytest.fixture
 def key() -> jax.Array:
     """A typed PRNG key, the same in every test; split it for more."""

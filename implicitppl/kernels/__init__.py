@@ -2,7 +2,9 @@
 
 from implicitppl.kernels._base import ActiveDims, Kernel, Product, Scaled, Sum
 from implicitppl.kernels._distances import median_lengthscale, squared_distances
+from implicitppl.kernels._fields import positive, real
 from implicitppl.kernels._matern import Matern12, Matern32, Matern52
+from implicitppl.kernels._parameters import Parameter, as_arrays, constrain, parameters, unconstrain
 from implicitppl.kernels._radial import RBF, InverseMultiquadric, Radial, RationalQuadratic
 
 __all__ = [
@@ -13,11 +15,18 @@ __all__ = [
     "Matern12",
     "Matern32",
     "Matern52",
+    "Parameter",
     "Product",
     "Radial",
     "RationalQuadratic",
     "Scaled",
     "Sum",
+    "as_arrays",
+    "constrain",
     "median_lengthscale",
+    "parameters",
+    "positive",
+    "real",
     "squared_distances",
+    "unconstrain",
 ]

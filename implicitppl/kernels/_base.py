@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from implicitppl.kernels._fields import positive
 from implicitppl.linalg import check_non_negative
 
 
@@ -135,7 +136,7 @@ class Scaled(Kernel):
     """
 
     kernel: Kernel
-    scale: ArrayLike
+    scale: ArrayLike = positive(kind="variance")
 
     def __check_init__(self) -> None:
         check_non_negative("scale", self.scale)

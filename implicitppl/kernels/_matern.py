@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from implicitppl.kernels._fields import positive
 from implicitppl.kernels._radial import Lengthscale, Radial, Scalar
 
 
@@ -78,8 +79,8 @@ class Matern12(Radial):
         0.3679
     """
 
-    lengthscale: Lengthscale = 1.0
-    variance: Scalar = 1.0
+    lengthscale: Lengthscale = positive(1.0, kind="lengthscale")
+    variance: Scalar = positive(1.0, kind="variance")
 
     def profile(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
         return _e0(t, 1.0)
@@ -104,8 +105,8 @@ class Matern32(Radial):
         0.4834
     """
 
-    lengthscale: Lengthscale = 1.0
-    variance: Scalar = 1.0
+    lengthscale: Lengthscale = positive(1.0, kind="lengthscale")
+    variance: Scalar = positive(1.0, kind="variance")
 
     def profile(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
         return _e1(t, 3.0)
@@ -130,8 +131,8 @@ class Matern52(Radial):
         0.524
     """
 
-    lengthscale: Lengthscale = 1.0
-    variance: Scalar = 1.0
+    lengthscale: Lengthscale = positive(1.0, kind="lengthscale")
+    variance: Scalar = positive(1.0, kind="variance")
 
     def profile(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
         return _e2(t, 5.0)

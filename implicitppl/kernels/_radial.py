@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from implicitppl.kernels._base import Kernel
 from implicitppl.kernels._distances import squared_distances
+from implicitppl.kernels._fields import positive
 from implicitppl.linalg import check_positive
 
 # Shapes are checked where they meet the points: () or (D,) for a lengthscale, () for the others.
@@ -123,8 +124,8 @@ class RBF(Radial):
         0.6065
     """
 
-    lengthscale: Lengthscale = 1.0
-    variance: Scalar = 1.0
+    lengthscale: Lengthscale = positive(1.0, kind="lengthscale")
+    variance: Scalar = positive(1.0, kind="variance")
 
     def profile(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
         return jnp.exp(-0.5 * t)
@@ -151,9 +152,9 @@ class InverseMultiquadric(Radial):
         0.7071
     """
 
-    lengthscale: Lengthscale = 1.0
-    variance: Scalar = 1.0
-    exponent: Scalar = 0.5
+    lengthscale: Lengthscale = positive(1.0, kind="lengthscale")
+    variance: Scalar = positive(1.0, kind="variance")
+    exponent: Scalar = positive(0.5, kind="exponent")
 
     def __check_init__(self) -> None:
         check_positive("exponent", self.exponent)
@@ -185,9 +186,9 @@ class RationalQuadratic(Radial):
         0.6667
     """
 
-    lengthscale: Lengthscale = 1.0
-    variance: Scalar = 1.0
-    mixture: Scalar = 1.0
+    lengthscale: Lengthscale = positive(1.0, kind="lengthscale")
+    variance: Scalar = positive(1.0, kind="variance")
+    mixture: Scalar = positive(1.0, kind="mixture")
 
     def __check_init__(self) -> None:
         check_positive("mixture", self.mixture)
