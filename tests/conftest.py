@@ -36,20 +36,17 @@ STRICT_LAYERS = {"linalg", "kernels", "score"}
 """Folders whose code must not promote ranks or dtypes by accident (the layers below NumPyro)."""
 
 
-MAX_MAPPINGS = 20_000
+MAX_MAPPINGS = 30_000
 """Memory mappings of a worker at which its compiled programs are dropped; Linux allows 65,530."""
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+def pytest_runtest_teardown() -> None:
     """Drops compiled programs before a worker dies of them.
 
     Each compiled program holds several memory mappings for as long as it is cached; a worker that
-    has run some hundred tests meets the limit of the system and crashes without a message. Counted
-    between tests that may not share a program, those of different files.
+    has run a hundred slow tests meets the limit of the system and crashes without a message.
     """
-    if nextitem is not None and nextitem.path == item.path:
-        return
     if _num_mappings() > MAX_MAPPINGS:
         jax.clear_caches()
 

@@ -1,7 +1,9 @@
-"""Samplers as NumPyro distributions: they can be drawn from and have no density in closed form."""
+"""Samplers as NumPyro distributions, which have no density in closed form; priors over kernels."""
 
 from implicitppl.distributions._implicit import Implicit, ImplicitDensityError
+from implicitppl.distributions._kernel_prior import kernel_at, kernel_prior, random_kernel
 from implicitppl.distributions._noise import NoiseGenerator
+from implicitppl.distributions._pytree import OrderedDistribution, split_callable
 from implicitppl.distributions._residual import ResidualGenerator
 from implicitppl.distributions._semi_implicit import SemiImplicit
 
@@ -9,6 +11,11 @@ __all__ = [
     "Implicit",
     "ImplicitDensityError",
     "NoiseGenerator",
+    "OrderedDistribution",
     "ResidualGenerator",
     "SemiImplicit",
+    "kernel_at",
+    "kernel_prior",
+    "random_kernel",
+    "split_callable",
 ]

@@ -1,4 +1,4 @@
-"""Linear algebra on plain arrays: safe Cholesky, inverses of small matrices, eigenpairs, filters.
+"""Linear algebra on plain arrays: factors, normal densities, inverses, eigenpairs, filters.
 
 Nothing here knows about samples, kernels or scores; every function runs under `jit` and `vmap`.
 """
@@ -17,6 +17,7 @@ from implicitppl.linalg._filters import (
     Tikhonov,
 )
 from implicitppl.linalg._inverse import Inverse, small_inverse
+from implicitppl.linalg._normal import normal_log_density
 
 __all__ = [
     "Cutoff",
@@ -33,6 +34,7 @@ __all__ = [
     "check_non_negative",
     "check_positive",
     "is_full",
+    "normal_log_density",
     "safe_cholesky",
     "small_inverse",
     "top_eigenpairs",

@@ -1,0 +1,216 @@
+"""Type-II maximum likelihood: the parameters under which the observations are most probable.
+
+    maximise log p(y | x; kernel, mean, noise) over the unconstrained parameters
+
+One compiled `scan` of optimiser steps, made once for each structure and shape: a second fit of
+other data compiles nothing. The best point met is returned, and a step whose value or gradient is
+not finite is not taken, so a fit never ends worse than it began.
+"""
+
+from collections.abc import Callable, Collection
+from functools import cache
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
+
+from implicitppl.kernels import as_arrays, constrain, parameters, unconstrain
+from implicitppl.processes import check_points
+
+
+class HasEvidence(Protocol):
+    """A model of functions that says how probable observations are under it."""
+
+    def log_evidence(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        noise_scale: ArrayLike,
+        *,
+        observed: ArrayLike | None = None,
+    ) -> Float[Array, ""]:
+        """Return log p(y), or a lower bound of it."""
+        ...
+
+
+M = TypeVar("M", bound=HasEvidence)
+
+
+class Fit(NamedTuple):
+    """What `fit` returns.
+
+    Attributes:
+        process: the model with the parameters of the best step.
+        noise_scale: the noise's standard deviation of that step.
+        log_evidence: its log p(y), in nats, of all observations together.
+        history: (num_steps,) log evidence before every step.
+        num_failed: steps that were not taken, since a value or gradient was not finite.
+    """
+
+    process: Any
+    noise_scale: Float[Array, "..."]
+    log_evidence: Float[Array, ""]
+    history: Float[Array, " steps"]
+    num_failed: Int[Array, ""]
+
+
+def fit(
+    process: M,
+    x: ArrayLike,
+    y: ArrayLike,
+    noise_scale: ArrayLike = 0.1,
+    *,
+    observed: ArrayLike | None = None,
+    num_steps: int = 500,
+    learning_rate: float = 0.05,
+    optim: optax.GradientTransformation | None = None,
+    fixed: Collection[str] = (),
+) -> Fit:
+    """Return the process whose parameters make the observations most probable.
+
+    Args:
+        process: a `GaussianProcess`, or another model with a `log_evidence`; where it starts.
+        x: (N, D) or (N,) inputs.
+        y: (N,) outputs.
+        noise_scale: where the noise's standard deviation starts; a number, learned unless fixed,
+            or (N,), each learned: fix it, if it is known.
+        observed: (N,) booleans, False where an output is missing.
+        num_steps: optimiser steps, each of one value and gradient.
+        learning_rate: of Adam, on the logarithm of positive parameters; decays as a cosine to 0.
+        optim: any optax optimiser instead. Keep the object: another one compiles anew.
+        fixed: names of `implicitppl.kernels.parameters(process)` that are held, and "noise_scale".
+
+    Returns:
+        `Fit(process, noise_scale, log_evidence, history, num_failed)`. Observe the process with
+        `result.process.condition(x, y, result.noise_scale)`.
+
+    Raises:
+        ValueError: if `fixed` names no parameter, the log evidence is not finite at the start, or
+            data do not fit.
+
+    Cost `num_steps` times that of the gradient of the log evidence, O(N^3) for an exact process.
+
+    Reference: Rasmussen and Williams, section 5.4.1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from implicitppl.gp import fit
+        >>> from implicitppl.kernels import RBF
+        >>> from implicitppl.processes import GaussianProcess
+        >>> x = jnp.linspace(0, 6, 30)
+        >>> found = fit(GaussianProcess(RBF()), x, jnp.sin(x), num_steps=100)
+        >>> bool(found.log_evidence > found.history[0])
+        True
+    """
+    known = [*parameters(process), "noise_scale"]
+    unknown = sorted(set(fixed) - set(known))
+    if unknown:
+        raise ValueError(f"`fixed` names {unknown}; the parameters are {known}.")
+    if num_steps < 1:
+        raise ValueError(f"`num_steps` must be at least 1; got {num_steps}.")
+    points, values, mask = check_points(x, y, observed)
+    chosen = _adam(num_steps, learning_rate) if optim is None else optim
+    scale = jnp.asarray(noise_scale, points.dtype)
+    start = (_cast(as_arrays(process), points.dtype), scale)
+    result = _run(start, points, values, mask, num_steps, chosen, frozenset(fixed))
+    if not isinstance(result.log_evidence, jax.core.Tracer) and not bool(
+        jnp.isfinite(result.log_evidence)
+    ):
+        raise ValueError(
+            "the log evidence is not finite at the starting point: check the kernel's parameters "
+            f"and `noise_scale` ({noise_scale})."
+        )
+    return result
+
+
+@cache
+def _adam(num_steps: int, learning_rate: float) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
+
+
+class _State(NamedTuple):
+    raw: Any
+    optimiser: Any
+    best: Any
+    best_value: Float[Array, ""]
+    num_failed: Int[Array, ""]
+
+
+@eqx.filter_jit
+def _run(
+    start: tuple[Any, Array],
+    x: Float[Array, "N D"],
+    y: Float[Array, " N"],
+    observed: Bool[Array, " N"] | None,
+    num_steps: int,
+    optim: optax.GradientTransformation,
+    fixed: frozenset[str],
+) -> Fit:
+    free, held, rebuild = _split(start, fixed)
+
+    def loss(raw: Any) -> Array:
+        process, scale = rebuild(eqx.combine(raw, held))
+        return -process.log_evidence(x, y, scale, observed=observed)
+
+    def step(state: _State, _: None) -> tuple[_State, Array]:
+        value, slope = eqx.filter_value_and_grad(loss)(state.raw)
+        updates, optimiser = optim.update(
+            slope, state.optimiser, state.raw, value=value, grad=slope, value_fn=loss
+        )
+        moved = optax.apply_updates(state.raw, updates)
+        good = jnp.isfinite(value) & _all_finite(moved)
+        better = good & (value < state.best_value)
+        return (
+            _State(
+                _choose(good, moved, state.raw),
+                _choose(good, optimiser, state.optimiser),
+                _choose(better, state.raw, state.best),
+                jnp.where(better, value, state.best_value),
+                state.num_failed + ~good,
+            ),
+            -value,
+        )
+
+    optim = optax.with_extra_args_support(optim)
+    worst = jnp.asarray(jnp.inf, y.dtype)
+    initial = _State(free, optim.init(free), free, worst, jnp.zeros((), jnp.int32))
+    state, history = jax.lax.scan(step, initial, None, num_steps)
+    final = loss(state.raw)
+    last_is_best = final < state.best_value
+    best = _choose(last_is_best, state.raw, state.best)
+    process, scale = rebuild(eqx.combine(best, held))
+    return Fit(process, scale, -jnp.minimum(final, state.best_value), history, state.num_failed)
+
+
+def _split(
+    start: tuple[Any, Array], fixed: frozenset[str]
+) -> tuple[Any, Any, Callable[[Any], tuple[Any, Array]]]:
+    """Return the free unconstrained parameters, everything else, and the way back."""
+    process, scale = start
+    raw = (unconstrain(process), jnp.log(scale))
+    names = iter([*parameters(process), "noise_scale"])
+    is_free = jax.tree.map(
+        lambda leaf: next(names) not in fixed if eqx.is_inexact_array(leaf) else False, raw
+    )
+    free, held = eqx.partition(raw, is_free)
+
+    def rebuild(whole: tuple[Any, Array]) -> tuple[Any, Array]:
+        return constrain(whole[0]), jnp.exp(whole[1])
+
+    return free, held, rebuild
+
+
+def _choose(condition: Array, yes: Any, no: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def _all_finite(tree: Any) -> Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def _cast(tree: Any, dtype: jnp.dtype) -> Any:
+    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)

@@ -1,0 +1,21 @@
+"""Distributions over functions: `process(x)` is the NumPyro distribution of the values at x."""
+
+from implicitppl.processes._base import Process
+from implicitppl.processes._evidence import Evidence
+from implicitppl.processes._gaussian_process import GaussianProcess
+from implicitppl.processes._mean import Mean
+from implicitppl.processes._points import check_points
+from implicitppl.processes._terms import additive_terms
+from implicitppl.processes._values import GaussianProcessValues
+from implicitppl.processes._whiten import WhitenReparam
+
+__all__ = [
+    "Evidence",
+    "GaussianProcess",
+    "GaussianProcessValues",
+    "Mean",
+    "Process",
+    "WhitenReparam",
+    "additive_terms",
+    "check_points",
+]

@@ -1,0 +1,165 @@
+"""What observations tell a Gaussian process, kept so that nothing is factorised twice.
+
+    y = f(x) + e,  e ~ N(0, diag(s^2)),      C = k(x, x) + diag(s^2) = L L',   w = C^-1 (y - m(x))
+
+A missing output is a row of C that equals the identity, with y - m = 0: it takes no part in w, and
+shapes stay what they are, so that data may be padded. New observations extend L by a block,
+
+    | L        0 |      B = L^-1 k(x, x2),    H H' = k(x2, x2) + diag(s2^2) - B' B
+    | B'       H |
+
+at O(N^2) for each of them.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Bool, Float
+
+from implicitppl.kernels import Kernel
+from implicitppl.linalg import safe_cholesky
+from implicitppl.processes._mean import Mean
+
+
+class Evidence(eqx.Module):
+    """Observations of a process and the factor of their covariance.
+
+    Attributes:
+        kernel, mean: of the process that was observed, before the observations.
+        x: (N, D) inputs; y: (N,) outputs, 0 where missing.
+        noise_variance: (N,).
+        observed: (N,) booleans, or None where nothing is missing.
+        factor: L, (N, N).
+        weights: w, (N,).
+        jitter: what was added to the diagonal to factorise, in units of the variance.
+    """
+
+    kernel: Kernel
+    mean: Mean
+    x: Float[Array, "N D"]
+    y: Float[Array, " N"]
+    noise_variance: Float[Array, " N"]
+    observed: Bool[Array, " N"] | None
+    factor: Float[Array, "N N"]
+    weights: Float[Array, " N"]
+    jitter: Float[Array, ""]
+
+    @property
+    def present(self) -> Float[Array, " N"]:
+        """1 where an output was observed, 0 where it is missing."""
+        if self.observed is None:
+            return jnp.ones_like(self.y)
+        return self.observed.astype(self.y.dtype)
+
+    def cross(self, kernel: Kernel, x: Float[Array, "M D"]) -> Float[Array, "N M"]:
+        """Return the covariance of the outputs with a function of `kernel` at new points."""
+        return self.present[:, None] * kernel.gram(self.x, x)
+
+
+def noisy_covariance(
+    kernel: Kernel,
+    x: Float[Array, "N D"],
+    noise_variance: Float[Array, " N"],
+    observed: Bool[Array, " N"] | None,
+) -> Float[Array, "N N"]:
+    """Return C, with rows and columns of the identity where outputs are missing."""
+    covariance = kernel.gram(x)
+    if observed is None:
+        return covariance.at[jnp.diag_indices(x.shape[0])].add(noise_variance)
+    both = observed[:, None] & observed[None, :]
+    diagonal = jnp.where(observed, noise_variance, 1)
+    return jnp.where(both, covariance, 0) + jnp.diag(diagonal)
+
+
+@eqx.filter_jit
+def gather(
+    kernel: Kernel,
+    mean: Mean,
+    x: Float[Array, "N D"],
+    y: Float[Array, " N"],
+    noise_variance: Float[Array, " N"],
+    observed: Bool[Array, " N"] | None,
+) -> Evidence:
+    """Return the evidence of observations, at O(N^3)."""
+    covariance = noisy_covariance(kernel, x, noise_variance, observed)
+    factor, jitter, _ = safe_cholesky(covariance)
+    residual = _residual(mean, x, y, observed)
+    weights = _solve(factor, residual)
+    return Evidence(kernel, mean, x, y, noise_variance, observed, factor, weights, jitter)
+
+
+@eqx.filter_jit
+def extend(
+    old: Evidence,
+    x: Float[Array, "M D"],
+    y: Float[Array, " M"],
+    noise_variance: Float[Array, " M"],
+    observed: Bool[Array, " M"] | None,
+) -> Evidence:
+    """Return the evidence of old and new observations, at O(N^2 M + M^3)."""
+    corner = noisy_covariance(old.kernel, x, noise_variance, observed)
+    present = jnp.ones_like(y) if observed is None else observed.astype(y.dtype)
+    cross = old.cross(old.kernel, x) * present[None, :]
+    side = solve_triangular(old.factor, cross, lower=True)
+    block, jitter, _ = safe_cholesky(corner - jnp.matmul(side.T, side, precision="highest"))
+    top = jnp.concatenate([old.factor, jnp.zeros_like(side)], axis=1)
+    factor = jnp.concatenate([top, jnp.concatenate([side.T, block], axis=1)])
+    both_observed = None
+    if old.observed is not None or observed is not None:
+        both_observed = jnp.concatenate([old.present, present]) > 0
+    all_x, all_y = jnp.concatenate([old.x, x]), jnp.concatenate([old.y, y])
+    residual = _residual(old.mean, all_x, all_y, both_observed)
+    return Evidence(
+        old.kernel,
+        old.mean,
+        all_x,
+        all_y,
+        jnp.concatenate([old.noise_variance, noise_variance]),
+        both_observed,
+        factor,
+        _solve(factor, residual),
+        jnp.maximum(jitter, old.jitter),
+    )
+
+
+def left_out(evidence: Evidence) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
+    """Return mean and variance of every output given all the others, at O(N^3).
+
+    mean_i = y_i - w_i / C^-1_ii,  variance_i = 1 / C^-1_ii. Where an output is missing, nothing
+    was left out; the caller replaces those rows.
+
+    Reference: Rasmussen and Williams, equation (5.12).
+    """
+    identity = jnp.eye(evidence.y.shape[0], dtype=evidence.y.dtype)
+    root = solve_triangular(evidence.factor, identity, lower=True)
+    precision = jnp.sum(root * root, axis=0)
+    return evidence.y - evidence.weights / precision, 1 / precision
+
+
+def check_factor(evidence: Evidence) -> Evidence:
+    """Return the evidence, or raise `ValueError` where its covariance has no factor."""
+    corner: Any = evidence.factor[-1, -1]
+    if not isinstance(corner, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(evidence.factor))):
+        diagonal = evidence.kernel.diag(evidence.x)
+        raise ValueError(
+            "the covariance of the outputs is not positive definite, not even with jitter: "
+            f"variances from {float(jnp.min(diagonal)):.3g} to {float(jnp.max(diagonal)):.3g}, "
+            f"noise variance from {float(jnp.min(evidence.noise_variance)):.3g}, in "
+            f"{evidence.y.dtype}. Check the kernel's parameters, raise `noise_scale`, or use "
+            "float64 (`numpyro.enable_x64()`)."
+        )
+    return evidence
+
+
+def _residual(
+    mean: Mean, x: Array, y: Array, observed: Bool[Array, " N"] | None
+) -> Float[Array, " N"]:
+    residual = y - mean.at(x)
+    return residual if observed is None else jnp.where(observed, residual, 0)
+
+
+def _solve(factor: Array, residual: Array) -> Array:
+    return jax.scipy.linalg.cho_solve((factor, True), residual)
