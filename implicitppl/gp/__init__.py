@@ -1,5 +1,6 @@
 """Gaussian processes at work: learning their parameters, and what makes them large."""
 
 from implicitppl.gp._fit import Fit, fit
+from implicitppl.gp._sparse import SparseGaussianProcess, SparsePosterior
 
-__all__ = ["Fit", "fit"]
+__all__ = ["Fit", "SparseGaussianProcess", "SparsePosterior", "fit"]
