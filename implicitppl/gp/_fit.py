@@ -9,7 +9,7 @@ not finite is not taken, so a fit never ends worse than it began.
 
 from collections.abc import Callable, Collection
 from functools import cache
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -22,6 +22,7 @@ from implicitppl.kernels import as_arrays, constrain, parameters, unconstrain
 from implicitppl.processes import check_points
 
 
+@runtime_checkable
 class HasEvidence(Protocol):
     """A model of functions that says how probable observations are under it."""
 
