@@ -1,4 +1,4 @@
-"""Log density of a normal vector: values, derivatives of both modes, and covariances at the edge."""
+"""Log density of a normal vector: values, derivatives in both modes, covariances at the edge."""
 
 import jax
 import jax.numpy as jnp
