@@ -1,26 +1,39 @@
 """Covariance functions on single points, their algebra, and the median lengthscale."""
 
+from implicitppl.kernels._arccosine import ArcCosine
 from implicitppl.kernels._base import ActiveDims, Kernel, Product, Scaled, Sum
+from implicitppl.kernels._constant import Constant, White
 from implicitppl.kernels._distances import median_lengthscale, squared_distances
+from implicitppl.kernels._dot import Linear, Polynomial
 from implicitppl.kernels._fields import positive, real
 from implicitppl.kernels._matern import Matern12, Matern32, Matern52
 from implicitppl.kernels._parameters import Parameter, as_arrays, constrain, parameters, unconstrain
+from implicitppl.kernels._periodic import Cosine, Periodic
 from implicitppl.kernels._radial import RBF, InverseMultiquadric, Radial, RationalQuadratic
+from implicitppl.kernels._spectral import SpectralMixture
 
 __all__ = [
     "RBF",
     "ActiveDims",
+    "ArcCosine",
+    "Constant",
+    "Cosine",
     "InverseMultiquadric",
     "Kernel",
+    "Linear",
     "Matern12",
     "Matern32",
     "Matern52",
     "Parameter",
+    "Periodic",
+    "Polynomial",
     "Product",
     "Radial",
     "RationalQuadratic",
     "Scaled",
+    "SpectralMixture",
     "Sum",
+    "White",
     "as_arrays",
     "constrain",
     "median_lengthscale",
