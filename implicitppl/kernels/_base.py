@@ -42,7 +42,7 @@ class Kernel(eqx.Module):
         return jax.vmap(lambda x: jax.vmap(lambda y: self(x, y))(other))(X)
 
     def diag(self, X: Float[Array, "N D"]) -> Float[Array, " N"]:
-        """Return k(X_i, X_i) for every row."""
+        """Return the diagonal of `gram(X)`: k(X_i, X_i) for every row."""
         return jax.vmap(lambda x: self(x, x))(X)
 
     def mean_gradient(
