@@ -1,6 +1,14 @@
 """Gaussian processes at work: learning their parameters, and what makes them large."""
 
 from implicitppl.gp._fit import Fit, fit
+from implicitppl.gp._grid import GridGaussianProcess, GridPosterior
 from implicitppl.gp._sparse import SparseGaussianProcess, SparsePosterior
 
-__all__ = ["Fit", "SparseGaussianProcess", "SparsePosterior", "fit"]
+__all__ = [
+    "Fit",
+    "GridGaussianProcess",
+    "GridPosterior",
+    "SparseGaussianProcess",
+    "SparsePosterior",
+    "fit",
+]

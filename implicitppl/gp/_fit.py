@@ -19,16 +19,19 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from implicitppl.kernels import as_arrays, constrain, parameters, unconstrain
-from implicitppl.processes import check_points
 
 
 @runtime_checkable
 class HasEvidence(Protocol):
     """A model of functions that says how probable observations are under it."""
 
+    def check_data(self, x: Any, y: ArrayLike, observed: ArrayLike | None) -> tuple[Any, Any, Any]:
+        """Return inputs, outputs and mask as arrays, or raise `ValueError`."""
+        ...
+
     def log_evidence(
         self,
-        x: ArrayLike,
+        x: Any,
         y: ArrayLike,
         noise_scale: ArrayLike,
         *,
@@ -61,7 +64,7 @@ class Fit(NamedTuple):
 
 def fit(
     process: M,
-    x: ArrayLike,
+    x: Any,
     y: ArrayLike,
     noise_scale: ArrayLike = 0.1,
     *,
@@ -75,11 +78,11 @@ def fit(
 
     Args:
         process: a `GaussianProcess`, or another model with a `log_evidence`; where it starts.
-        x: (N, D) or (N,) inputs.
-        y: (N,) outputs.
+        x: (N, D) or (N,) inputs; the axes, for a process on a grid.
+        y: (N,) outputs, or those of the grid.
         noise_scale: where the noise's standard deviation starts; a number, learned unless fixed,
             or (N,), each learned: fix it, if it is known.
-        observed: (N,) booleans, False where an output is missing.
+        observed: booleans like `y`, False where an output is missing.
         num_steps: optimiser steps, each of one value and gradient.
         learning_rate: of Adam, on the logarithm of positive parameters; decays as a cosine to 0.
         optim: any optax optimiser instead. Keep the object: another one compiles anew.
@@ -113,10 +116,10 @@ def fit(
         raise ValueError(f"`fixed` names {unknown}; the parameters are {known}.")
     if num_steps < 1:
         raise ValueError(f"`num_steps` must be at least 1; got {num_steps}.")
-    points, values, mask = check_points(x, y, observed)
+    points, values, mask = process.check_data(x, y, observed)
     chosen = _adam(num_steps, learning_rate) if optim is None else optim
-    scale = jnp.asarray(noise_scale, points.dtype)
-    start = (_cast(as_arrays(process), points.dtype), scale)
+    scale = jnp.asarray(noise_scale, values.dtype)
+    start = (_cast(as_arrays(process), values.dtype), scale)
     result = _run(start, points, values, mask, num_steps, chosen, frozenset(fixed))
     if not isinstance(result.log_evidence, jax.core.Tracer) and not bool(
         jnp.isfinite(result.log_evidence)
@@ -144,9 +147,9 @@ class _State(NamedTuple):
 @eqx.filter_jit
 def _run(
     start: tuple[Any, Array],
-    x: Float[Array, "N D"],
-    y: Float[Array, " N"],
-    observed: Bool[Array, " N"] | None,
+    x: Any,
+    y: Float[Array, "..."],
+    observed: Bool[Array, "..."] | None,
     num_steps: int,
     optim: optax.GradientTransformation,
     fixed: frozenset[str],

@@ -28,7 +28,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from implicitppl.kernels import real
-from implicitppl.linalg import safe_cholesky
+from implicitppl.linalg import check_positive, safe_cholesky
 from implicitppl.processes import (
     GaussianProcess,
     GaussianProcessValues,
@@ -80,6 +80,12 @@ class SparseGaussianProcess(eqx.Module):
         self.process = process
         self.inducing = as_points("inducing", inducing)
 
+    def check_data(
+        self, x: ArrayLike, y: ArrayLike, observed: ArrayLike | None
+    ) -> tuple[Float[Array, "N D"], Float[Array, " N"], Bool[Array, " N"] | None]:
+        """Return inputs, outputs and mask as arrays, or raise `ValueError`."""
+        return check_points(x, y, observed)
+
     def log_evidence(
         self,
         x: ArrayLike,
@@ -99,6 +105,7 @@ class SparseGaussianProcess(eqx.Module):
         Raises:
             ValueError: if shapes do not fit or known values are not finite.
         """
+        check_positive("noise_scale", noise_scale)
         points, values, mask = check_points(x, y, observed)
         noise = as_noise_variance(noise_scale, points.shape[0], points.dtype)
         return _bound(self, points, values, noise, mask)
@@ -112,6 +119,7 @@ class SparseGaussianProcess(eqx.Module):
         observed: ArrayLike | None = None,
     ) -> "SparsePosterior":
         """Return the process given the observations, at the best q(u); arguments as above."""
+        check_positive("noise_scale", noise_scale)
         points, values, mask = check_points(x, y, observed)
         noise = as_noise_variance(noise_scale, points.shape[0], points.dtype)
         return _condition(self, points, values, noise, mask)

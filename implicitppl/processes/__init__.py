@@ -3,8 +3,13 @@
 from implicitppl.processes._base import Process
 from implicitppl.processes._evidence import Evidence
 from implicitppl.processes._gaussian_process import GaussianProcess
-from implicitppl.processes._mean import Mean
-from implicitppl.processes._points import as_noise_variance, as_points, check_points
+from implicitppl.processes._mean import Mean, as_mean
+from implicitppl.processes._points import (
+    as_noise_variance,
+    as_points,
+    check_finite,
+    check_points,
+)
 from implicitppl.processes._terms import additive_terms
 from implicitppl.processes._values import GaussianProcessValues
 from implicitppl.processes._whiten import WhitenReparam
@@ -17,7 +22,9 @@ __all__ = [
     "Process",
     "WhitenReparam",
     "additive_terms",
+    "as_mean",
     "as_noise_variance",
     "as_points",
+    "check_finite",
     "check_points",
 ]

@@ -17,7 +17,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from numpyro.distributions import Normal
 
 from implicitppl.kernels import Kernel, as_arrays
@@ -136,6 +136,12 @@ class GaussianProcess(Process):
             _check_width(self.evidence, points)
             evidence = extend(self.evidence, points, values, noise, mask)
         return GaussianProcess(self.kernel, self.prior_mean, check_factor(evidence))
+
+    def check_data(
+        self, x: ArrayLike, y: ArrayLike, observed: ArrayLike | None
+    ) -> tuple[Float[Array, "N D"], Float[Array, " N"], Bool[Array, " N"] | None]:
+        """Return inputs, outputs and mask as arrays, or raise `ValueError`."""
+        return check_points(x, y, observed)
 
     def log_evidence(
         self,

@@ -1,0 +1,319 @@
+"""Gaussian processes on complete or incomplete grids, by products of one kernel for each axis.
+
+For a grid of n_1 x ... x n_d points and k = k_1 k_2 ... k_d, the covariance is the Kronecker
+product of the axes' matrices K_i = U_i diag(l_i) U_i', so that products with it, and with the
+inverse of K + s^2 I, cost matrix products of the axes' sizes. Where outputs are missing, with M the
+selection of the N_o observed ones,
+
+    C = M (K_1 x ... x K_d) M' + s^2 I,     C w = r       by conjugate gradients,
+
+preconditioned with M (K + s^2 I)^-1 M', which is exact on a complete grid. The log determinant is
+exact there, and otherwise that of Wilson et al.: the N_o largest eigenvalues of K, scaled by N_o/N.
+Derivatives need no eigenvectors' derivatives: at w and U held fixed,
+
+    r' C^-1 r = 2 w'r - w' C w,     l_i = diag(U_i' K_i U_i)
+
+have the right value and first derivatives.
+
+Wilson, Gilboa, Nehorai, Cunningham, Fast kernel learning for multidimensional pattern
+extrapolation, NeurIPS 2014, sections 3.2 and 3.3; Saatci, PhD thesis, Cambridge 2011, chapter 5.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from implicitppl.kernels import Kernel, as_arrays
+from implicitppl.linalg import check_positive, safe_cholesky
+from implicitppl.processes import Mean, as_mean, as_points, check_finite
+
+Axes = tuple[Float[Array, "n D"], ...]
+Grid = Float[Array, "*n"]
+
+
+class GridGaussianProcess(eqx.Module):
+    """A Gaussian process on a grid, with one kernel for each axis.
+
+    Args:
+        kernels: for axis 1, 2, ...; the process has their product. One of them carries the
+            variance, or each a part of it.
+        mean: None for zero, or a number.
+        tolerance: conjugate gradients stop at this relative residual.
+        max_iterations: and here at the latest.
+
+    `log_evidence` is exact on a complete grid; with missing outputs its log determinant is an
+    approximation, better the more evenly they are missing.
+
+    Raises:
+        ValueError: if there is no kernel, or `mean` is a function.
+
+    Cost O(sum n_i^3 + N sum n_i) for the evidence of N = n_1 ... n_d outputs, times the number of
+    iterations where outputs are missing (5 to 50); memory O(N + sum n_i^2). First derivatives only.
+
+    Reference: Wilson et al. (2014), sections 3.2 and 3.3.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from implicitppl.gp import GridGaussianProcess
+        >>> from implicitppl.kernels import RBF
+        >>> rows, columns = jnp.arange(20.0), jnp.arange(30.0)
+        >>> picture = jnp.sin(rows / 3)[:, None] * jnp.cos(columns / 4)[None, :]
+        >>> hole = jnp.ones((20, 30), bool).at[8:12, 10:15].set(False)
+        >>> gp = GridGaussianProcess((RBF(3.0), RBF(4.0)))
+        >>> filled = gp.condition((rows, columns), picture, 0.05, observed=hole).mean()
+        >>> bool(jnp.max(jnp.abs(filled - picture)) < 0.1)
+        True
+    """
+
+    kernels: tuple[Kernel, ...]
+    prior_mean: Mean
+    tolerance: float = eqx.field(static=True, default=1e-6)
+    max_iterations: int = eqx.field(static=True, default=200)
+
+    def __init__(
+        self,
+        kernels: Sequence[Kernel],
+        mean: float | None = None,
+        *,
+        tolerance: float = 1e-6,
+        max_iterations: int = 200,
+    ):
+        if not kernels or not all(isinstance(kernel, Kernel) for kernel in kernels):
+            raise ValueError(f"`kernels` must hold a kernel for each axis; got {kernels!r}.")
+        if callable(mean) and not isinstance(mean, Mean):
+            raise ValueError("`mean` must be None or a number: subtract other means first.")
+        self.kernels = as_arrays(tuple(kernels))
+        self.prior_mean = as_mean(mean)
+        self.tolerance = tolerance
+        self.max_iterations = max_iterations
+
+    def check_data(
+        self, axes: Sequence[ArrayLike], y: ArrayLike, observed: ArrayLike | None
+    ) -> tuple[Axes, Grid, Bool[Array, "*n"] | None]:
+        """Return axes, outputs and mask as arrays, or raise `ValueError`."""
+        if len(axes) != len(self.kernels):
+            raise ValueError(
+                f"`x` must hold {len(self.kernels)} axes, one for each kernel; got {len(axes)}."
+            )
+        points = tuple(as_points(f"x[{i}]", axis) for i, axis in enumerate(axes))
+        shape = tuple(axis.shape[0] for axis in points)
+        values = jnp.asarray(y)
+        values = values.astype(jnp.result_type(values.dtype, points[0].dtype))
+        if values.shape != shape:
+            raise ValueError(f"`y` must be {shape}, as the axes say; got shape {values.shape}.")
+        if observed is None:
+            check_finite("y", values, " Pass `observed=` to say which outputs are missing.")
+            return points, values, None
+        mask = jnp.asarray(observed)
+        if mask.shape != shape or mask.dtype != bool:
+            raise ValueError(
+                f"`observed` must be booleans of shape {shape}; got {mask.dtype} of {mask.shape}."
+            )
+        values = jnp.where(mask, values, 0)
+        check_finite("y", values, " Pass `observed=` to say which outputs are missing.")
+        return points, values, mask
+
+    def log_evidence(
+        self,
+        axes: Sequence[ArrayLike],
+        y: ArrayLike,
+        noise_scale: ArrayLike,
+        *,
+        observed: ArrayLike | None = None,
+    ) -> Float[Array, ""]:
+        """Return log p(y), in nats; an approximation where outputs are missing.
+
+        Args:
+            axes: coordinates of each axis, (n_i,) or (n_i, D_i).
+            y: outputs (n_1, ..., n_d).
+            noise_scale: standard deviation of the noise, one positive number.
+            observed: booleans like `y`, False where an output is missing.
+
+        Raises:
+            ValueError: if shapes do not fit or known values are not finite.
+        """
+        check_positive("noise_scale", noise_scale)
+        points, values, mask = self.check_data(axes, y, observed)
+        return _log_evidence(self, points, values, jnp.asarray(noise_scale, values.dtype), mask)
+
+    def condition(
+        self,
+        axes: Sequence[ArrayLike],
+        y: ArrayLike,
+        noise_scale: ArrayLike,
+        *,
+        observed: ArrayLike | None = None,
+    ) -> "GridPosterior":
+        """Return the process given the observations; arguments as for `log_evidence`."""
+        check_positive("noise_scale", noise_scale)
+        points, values, mask = self.check_data(axes, y, observed)
+        return _condition(self, points, values, jnp.asarray(noise_scale, values.dtype), mask)
+
+
+class GridPosterior(eqx.Module):
+    """A Gaussian process on a grid, given observations.
+
+    Attributes:
+        prior: the process that was observed.
+        axes, y, noise_scale, observed: the observations.
+        weights: w, with 0 where an output is missing.
+        relative_residual: |C w - r| / |r| at which conjugate gradients stopped.
+    """
+
+    prior: GridGaussianProcess
+    axes: Axes
+    y: Grid
+    noise_scale: Float[Array, ""]
+    observed: Bool[Array, "*n"] | None
+    weights: Grid
+    relative_residual: Float[Array, ""]
+
+    def mean(self, axes: Sequence[ArrayLike] | None = None) -> Grid:
+        """Return the mean of f on the grid of the observations, or on the grid of other axes."""
+        if axes is None:
+            return _mean(self, self.axes)
+        return _mean(self, tuple(as_points(f"x[{i}]", axis) for i, axis in enumerate(axes)))
+
+    def sample(self, key: PRNGKeyArray, num_samples: int = 1) -> Float[Array, "S *n"]:
+        """Return draws of f on the grid of the observations, (num_samples, n_1, ..., n_d).
+
+        A draw of the prior is moved by the mean of what it is missing (Matheron's rule): one
+        solve by conjugate gradients for each. Standard deviations are had from draws.
+        """
+        return _sample(self, jax.random.split(key, num_samples))
+
+
+class _Spectrum(NamedTuple):
+    matrices: tuple[Array, ...]  # K_i, differentiable
+    vectors: tuple[Array, ...]  # U_i, held fixed
+    values: Grid  # products of the l_i, differentiable
+
+
+def _spectrum(gp: GridGaussianProcess, axes: Axes) -> _Spectrum:
+    matrices = tuple(kernel.gram(axis) for kernel, axis in zip(gp.kernels, axes, strict=True))
+    vectors = tuple(jnp.linalg.eigh(jax.lax.stop_gradient(matrix))[1] for matrix in matrices)
+    roots = [jnp.sum(u * jnp.matmul(k, u), axis=0) for k, u in zip(matrices, vectors, strict=True)]
+    # An eigenvalue below zero is rounding.
+    values = reduce(jnp.multiply.outer, [jnp.maximum(root, 0) for root in roots])
+    return _Spectrum(matrices, vectors, values)
+
+
+def _apply(matrices: Sequence[Array], tensor: Array) -> Array:
+    """Return the product of a Kronecker product with a tensor on the grid."""
+    for axis, matrix in enumerate(matrices):
+        moved = jnp.tensordot(matrix, tensor, axes=(1, axis), precision="highest")
+        tensor = jnp.moveaxis(moved, 0, axis)
+    return tensor
+
+
+class _System(NamedTuple):
+    """C on the grid: the identity, times the noise variance, where outputs are missing."""
+
+    spectrum: _Spectrum
+    noise_variance: Float[Array, ""]
+    present: Grid  # 1 where an output was observed
+
+    def product(self, w: Grid) -> Grid:
+        smooth = _apply(self.spectrum.matrices, self.present * w)
+        return self.present * smooth + self.noise_variance * w
+
+    def precondition(self, r: Grid) -> Grid:
+        vectors = self.spectrum.vectors
+        inner = _apply([u.T for u in vectors], self.present * r)
+        inner = inner / (jax.lax.stop_gradient(self.spectrum.values) + self.noise_variance)
+        return self.present * _apply(vectors, inner) + (1 - self.present) * r / self.noise_variance
+
+    def solve(self, r: Grid, gp: GridGaussianProcess) -> Grid:
+        """Return C^-1 r, without derivatives."""
+        frozen, right = jax.lax.stop_gradient((self, r))
+        solution, _ = jax.scipy.sparse.linalg.cg(
+            frozen.product,
+            right,
+            tol=gp.tolerance,
+            maxiter=gp.max_iterations,
+            M=frozen.precondition,
+        )
+        return jax.lax.stop_gradient(solution)
+
+
+def _system(
+    gp: GridGaussianProcess, axes: Axes, y: Grid, noise_scale: Array, observed: Any
+) -> tuple[_System, Grid]:
+    present = jnp.ones_like(y) if observed is None else observed.astype(y.dtype)
+    mean = gp.prior_mean.at(axes[0][:1])[0]
+    return _System(_spectrum(gp, axes), noise_scale**2, present), present * (y - mean)
+
+
+@eqx.filter_jit
+def _log_evidence(
+    gp: GridGaussianProcess,
+    axes: Axes,
+    y: Grid,
+    noise_scale: Float[Array, ""],
+    observed: Bool[Array, "*n"] | None,
+) -> Float[Array, ""]:
+    system, residual = _system(gp, axes, y, noise_scale, observed)
+    w = system.solve(residual, gp)
+    quadratic = 2 * jnp.sum(w * residual) - jnp.sum(w * system.product(w))
+    num = jnp.sum(system.present)
+    log_det = _log_determinant(system.spectrum.values, system.noise_variance, num)
+    return -0.5 * (quadratic + log_det + num * math.log(2 * math.pi))
+
+
+def _log_determinant(values: Grid, noise_variance: Array, num: Array) -> Float[Array, ""]:
+    """Return the sum of log(l N_o/N + s^2) over the N_o largest eigenvalues l."""
+    flat = values.reshape(-1)
+    ordered = jnp.sort(flat)[::-1]
+    kept: Int[Array, " N"] = jnp.arange(flat.size)
+    logs = jnp.log(ordered * num / flat.size + noise_variance)
+    return jnp.sum(jnp.where(kept < num, logs, 0))
+
+
+@eqx.filter_jit
+def _condition(
+    gp: GridGaussianProcess,
+    axes: Axes,
+    y: Grid,
+    noise_scale: Float[Array, ""],
+    observed: Bool[Array, "*n"] | None,
+) -> GridPosterior:
+    system, residual = _system(gp, axes, y, noise_scale, observed)
+    weights = system.present * system.solve(residual, gp)
+    left = jnp.linalg.norm((system.product(weights) - residual).reshape(-1))
+    size = jnp.maximum(jnp.linalg.norm(residual.reshape(-1)), jnp.finfo(y.dtype).tiny)
+    return GridPosterior(gp, axes, y, noise_scale, observed, weights, left / size)
+
+
+@eqx.filter_jit
+def _mean(posterior: GridPosterior, axes: Axes) -> Grid:
+    prior = posterior.prior
+    cross = [
+        kernel.gram(new, old)
+        for kernel, new, old in zip(prior.kernels, axes, posterior.axes, strict=True)
+    ]
+    return prior.prior_mean.at(axes[0][:1])[0] + _apply(cross, posterior.weights)
+
+
+@eqx.filter_jit
+def _sample(posterior: GridPosterior, keys: PRNGKeyArray) -> Float[Array, "S *n"]:
+    gp, axes = posterior.prior, posterior.axes
+    system, residual = _system(gp, axes, posterior.y, posterior.noise_scale, posterior.observed)
+    factors = [safe_cholesky(matrix).factor for matrix in system.spectrum.matrices]
+    mean = gp.prior_mean.at(axes[0][:1])[0]
+
+    def one(key: Array) -> Array:
+        function_key, noise_key = jax.random.split(key)
+        shape, dtype = posterior.y.shape, posterior.y.dtype
+        prior = _apply(factors, jax.random.normal(function_key, shape, dtype))
+        noise = posterior.noise_scale * jax.random.normal(noise_key, shape, dtype)
+        w = system.solve(residual - system.present * (prior + noise), gp)
+        return mean + prior + _apply(system.spectrum.matrices, system.present * w)
+
+    return jax.lax.map(one, keys)
