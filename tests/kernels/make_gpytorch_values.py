@@ -4,8 +4,8 @@
     peers/bin/python tests/kernels/make_gpytorch_values.py
 
 GPyTorch has no arc-cosine kernel and no white one; what it has under another convention is frozen
-as it is, and the test converts. Its spectral mixture in several coordinates is a product of mixtures
-in one coordinate each (cornellius-gp/gpytorch issue 1815).
+as it is, and the test converts. Its spectral mixture in several coordinates is a product of
+mixtures in one coordinate each (cornellius-gp/gpytorch issue 1815).
 """
 
 import json
@@ -53,12 +53,6 @@ def kernels() -> dict[str, gk.Kernel]:
         "Linear": with_values(gk.LinearKernel(ard_num_dims=3), variance=ard),
         "Polynomial": with_values(gk.PolynomialKernel(power=3), offset=0.7),
         "Constant": with_values(gk.ConstantKernel(), constant=1.7),
-        "SpectralMixture, Q = 1": with_values(
-            gk.SpectralMixtureKernel(num_mixtures=1, ard_num_dims=3),
-            mixture_weights=weights[:1],
-            mixture_means=means[:1],
-            mixture_scales=scales[:1],
-        ),
         "SpectralMixture, D = 1": with_values(
             gk.SpectralMixtureKernel(num_mixtures=2, active_dims=[0]),
             mixture_weights=weights,

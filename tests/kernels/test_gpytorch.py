@@ -1,4 +1,4 @@
-"""Matrices of GPyTorch, frozen by `tests/kernels/make_gpytorch_values.py`; conventions converted."""
+"""Matrices of GPyTorch, frozen by `tests/kernels/make_gpytorch_values.py`, in our conventions."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,6 @@ KERNELS = {
     "Linear": lambda: Linear(ARD),
     "Polynomial": lambda: Polynomial(1.0, 0.7, 3),
     "Constant": lambda: Constant(1.7),
-    "SpectralMixture, Q = 1": lambda: SpectralMixture(WEIGHTS[:1], MEANS[:1], SCALES[:1]),
     "SpectralMixture, D = 1": lambda: _mixture_in(0),
     "SpectralMixture": lambda: _mixture_in(0) * _mixture_in(1) * _mixture_in(2),
 }
