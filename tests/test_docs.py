@@ -9,7 +9,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 RUN = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{page}.md" for page in ("start", "guides", "extending", "hmc", "gp")),
+    *(
+        ROOT / "docs" / f"{page}.md"
+        for page in ("start", "guides", "kernels", "extending", "hmc", "gp")
+    ),
 ]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 

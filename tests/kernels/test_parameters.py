@@ -1,5 +1,7 @@
 """What a kernel declares: names, kinds, the map to unconstrained values and back."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ from tests.helpers import assert_compiles_once, compilations
 class Weighted(Kernel):
     """A kernel of one's own: several kernels, weights, a shift and structure."""
 
-    parts: tuple[Kernel, ...]
+    parts: tuple[Any, ...]
     by_name: dict[str, Kernel]
     weights: jax.Array = positive(kind="weight")
     shift: float = real(0.0, kind="bias")
@@ -41,7 +43,7 @@ class Warped(Kernel):
     """A kernel of features that a network makes of the points."""
 
     network: eqx.nn.MLP
-    kernel: Kernel
+    kernel: RBF
 
     def __call__(self, x, y):
         return self.kernel(self.network(x), self.network(y))
@@ -50,7 +52,7 @@ class Warped(Kernel):
 class Undeclared(Kernel):
     """A number that no declaration describes."""
 
-    width: float = 1.0
+    width: Any = 1.0
 
     def __call__(self, x, y):
         return jnp.exp(-jnp.sum(jnp.square(x - y)) / self.width)
@@ -98,7 +100,7 @@ def test_unconstrained_values_are_logarithms_of_what_is_positive():
 def test_round_trip_keeps_values_and_structure():
     kernel = as_arrays(weighted())
     back = constrain(unconstrain(kernel))
-    assert jax.tree.structure(back) == jax.tree.structure(kernel)
+    assert str(jax.tree.structure(back)) == str(jax.tree.structure(kernel))
     for leaf, expected in zip(jax.tree.leaves(back), jax.tree.leaves(kernel), strict=True):
         np.testing.assert_allclose(leaf, expected, rtol=1e-6)
 
@@ -136,7 +138,7 @@ def test_the_weights_of_a_network_inside_a_kernel_are_real(key):
     assert all(found[name].kind == "weight" and not found[name].is_positive for name in weights)
     free = unconstrain(kernel)
     np.testing.assert_array_equal(free.network.layers[0].weight, network.layers[0].weight)
-    assert float(free.kernel.lengthscale) == pytest.approx(np.log(0.5))
+    np.testing.assert_allclose(free.kernel.lengthscale, np.log(0.5), rtol=1e-6)
 
 
 def test_lists_and_numbers_become_arrays():
