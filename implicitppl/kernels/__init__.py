@@ -7,6 +7,14 @@ from implicitppl.kernels._distances import median_lengthscale, squared_distances
 from implicitppl.kernels._dot import Linear, Polynomial
 from implicitppl.kernels._fields import positive, real
 from implicitppl.kernels._matern import Matern12, Matern32, Matern52
+from implicitppl.kernels._nkn import NeuralKernelNetwork
+from implicitppl.kernels._nkn_layers import Activation, Layer, NonNegativeLinear, ProductLayer
+from implicitppl.kernels._nkn_presets import (
+    nkn_bayesian_optimisation,
+    nkn_regression,
+    nkn_texture,
+    nkn_time_series,
+)
 from implicitppl.kernels._parameters import Parameter, as_arrays, constrain, parameters, unconstrain
 from implicitppl.kernels._periodic import Cosine, Periodic
 from implicitppl.kernels._radial import RBF, InverseMultiquadric, Radial, RationalQuadratic
@@ -15,19 +23,24 @@ from implicitppl.kernels._spectral import SpectralMixture
 __all__ = [
     "RBF",
     "ActiveDims",
+    "Activation",
     "ArcCosine",
     "Constant",
     "Cosine",
     "InverseMultiquadric",
     "Kernel",
+    "Layer",
     "Linear",
     "Matern12",
     "Matern32",
     "Matern52",
+    "NeuralKernelNetwork",
+    "NonNegativeLinear",
     "Parameter",
     "Periodic",
     "Polynomial",
     "Product",
+    "ProductLayer",
     "Radial",
     "RationalQuadratic",
     "Scaled",
@@ -37,6 +50,10 @@ __all__ = [
     "as_arrays",
     "constrain",
     "median_lengthscale",
+    "nkn_bayesian_optimisation",
+    "nkn_regression",
+    "nkn_texture",
+    "nkn_time_series",
     "parameters",
     "positive",
     "real",
