@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from implicitppl.kernels import (
     RBF,
@@ -248,3 +249,26 @@ def test_complex_networks_are_symmetric_and_positive_semi_definite():
         gradient = jax.jit(jax.grad(lambda k: jnp.sum(jnp.sin(k.gram(X)))))(start)
         assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(gradient))
         assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
+
+
+def test_the_number_of_flat_directions():
+    # Sensitivities of k at many pairs to the logarithms of 79 weights and 6 variances.
+    with jax.enable_x64(True):
+        layers = _network().layers
+        values = 10.0 ** jax.random.uniform(KEY, (6, 400), minval=-1.5, maxval=0.5)
+        logarithms, restore = ravel_pytree((unconstrain(layers), jnp.zeros(6)))
+        assert logarithms.shape == (85,)
+
+        @jax.jit
+        @jax.jacfwd
+        def sensitivities(logarithms: jax.Array) -> jax.Array:
+            layers, log_variances = restore(logarithms)
+            h = jnp.exp(log_variances)[:, None] * values
+            for layer in constrain(layers):
+                h = layer(h)
+            return jnp.log(h[0])
+
+        singular = jnp.linalg.svd(sensitivities(logarithms), compute_uv=False)
+        flat = singular < 1e-12 * singular[0]
+        assert int(jnp.sum(flat)) == 22
+        assert float(singular[62] / singular[0]) > 1e-10  # and not by a threshold in the middle
