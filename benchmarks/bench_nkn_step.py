@@ -1,6 +1,7 @@
 """Cost of a training step of an exact Gaussian process with a kernel network.
 
     python -m benchmarks.bench_nkn_step            (two minutes; writes nkn-step.jsonl)
+    python -m benchmarks.bench_nkn_step --table    (the table of docs/nkn.md)
 
 CPU seconds of value and gradient of the negative log marginal likelihood by the logarithms of all
 parameters, in float64: one RBF with a lengthscale for each of 8 coordinates, and the network of
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import cho_solve, solve_triangular
 
-from benchmarks.accuracy import RESULTS, append, provenance
+from benchmarks.accuracy import RESULTS, append, provenance, read
 from implicitppl.kernels import RBF, Kernel, constrain, nkn_regression, unconstrain
 
 NUM_DIMS = 8
@@ -118,20 +119,33 @@ def timed(run: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as a table."""
+    lines = ["| kernel | N | CPU ms a step | times the RBF | temporary MB | compilation, CPU s |"]
+    lines.append("|---" * 6 + "|")
+    for r in rows:
+        lines.append(
+            f"| {r['variant']} | {r['n']} | {1000 * r['step_s']:.0f} | {r['ratio']:.2f} "
+            f"| {r['temporary_mb']:.0f} | {r['compile_s']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--out", type=Path, default=RESULTS / "nkn-step.jsonl")
+    parser.add_argument("--table", action="store_true", help="print the table of the result file")
     args = parser.parse_args()
+    if args.table:
+        print(table(read(args.out)))
+        return
     jax.config.update("jax_enable_x64", True)
     args.out.unlink(missing_ok=True)
     for size in SIZES:
         for row in measure(size, args.repeats):
             append(args.out, row)
-            print(
-                f"N = {size}  {row['variant']:34s} {1000 * row['step_s']:6.1f} ms  "
-                f"{row['ratio']:.2f} x RBF  {row['temporary_mb']:.0f} MB"
-            )
+    print(table(read(args.out)))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def nkn_regression(
 
 
 def nkn_time_series(
-    x: Float[Array, "N 1"], *, key: PRNGKeyArray, variance: ArrayLike = 1.0
+    x: Float[Array, "N D"], *, key: PRNGKeyArray, variance: ArrayLike = 1.0
 ) -> NeuralKernelNetwork:
     """Return the network for extrapolating series: 8 primitives, of which 2 are periodic.
 
@@ -120,7 +120,7 @@ def nkn_time_series(
 
 
 def nkn_texture(
-    x: Float[Array, "N 1"], *, key: PRNGKeyArray, variance: ArrayLike = 1.0
+    x: Float[Array, "N D"], *, key: PRNGKeyArray, variance: ArrayLike = 1.0
 ) -> NeuralKernelNetwork:
     """Return the network for one axis of a picture; the kernel of the picture is a product of two.
 

@@ -21,8 +21,11 @@ from implicitppl.kernels import (
     Matern12,
     Matern32,
     Matern52,
+    NeuralKernelNetwork,
+    NonNegativeLinear,
     Periodic,
     Polynomial,
+    ProductLayer,
     RationalQuadratic,
     SpectralMixture,
     White,
@@ -104,6 +107,19 @@ ROWS: dict[str, Row] = {
             [[0.05, 0.1, 0.02], [0.2, 0.03, 0.1]],
         ),
         (("weights", "variance"), ("means", "frequency"), ("scales", "frequency")),
+    ),
+    "NeuralKernelNetwork": Row(
+        lambda: NeuralKernelNetwork(
+            (RBF(0.8), Linear(0.3), Matern32(0.5)),
+            (
+                NonNegativeLinear(jnp.array([[0.5, 1.2, 0.4], [0.9, 0.3, 0.7]]), jnp.ones(2)),
+                ProductLayer(),
+            ),
+        ),
+        inside("primitives[0]", STATIONARY)
+        + inside("primitives[1]", (VARIANCE,))
+        + inside("primitives[2]", STATIONARY)
+        + inside("layers[0]", (("weight", "weight"), ("bias", "bias"))),
     ),
     "sum": Row(
         lambda: RBF(0.7) + White(0.5), inside("first", STATIONARY) + inside("second", (VARIANCE,))
