@@ -99,7 +99,7 @@ def truth_of(problem: Problem, cache: Path, data: Path | None = None) -> Truth:
     if data is not None and name is not None:
         found = reference(load(data, name), cache)
     else:
-        model = functools.partial(problem.model, problem.exact)
+        model = functools.partial(problem.reference_model or problem.model, problem.exact)
         posterior = Posterior(f"opaque-{problem.name}", model, problem.to_scalars, problem.args)
         found = reference(posterior, cache)
     return from_draws(found.names, found.draws, found.source)
