@@ -20,6 +20,7 @@ has its `cpu_seconds`, compilation included. Rows that the result file has are s
 import argparse
 import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def nuts(problem: Problem, seed: int, sizes: Sizes, dense: bool = False) -> Run:
     return Run(stacked(problem, mcmc.get_samples()), warmup, sampling, gradients=True)
 
 
-METHODS = {
+METHODS: dict[str, Callable[[Problem, int, Sizes], Run]] = {
     "score_hmc": score_hmc,
     "nuts": nuts,
     "nuts_dense": functools.partial(nuts, dense=True),
