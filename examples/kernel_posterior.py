@@ -1,6 +1,6 @@
 """How sure is a kernel? A posterior over kernel networks for the sunspots, sampled by NUTS.
 
-    python examples/kernel_posterior.py      (a minute or two; picture in output/kernel_posterior)
+    python examples/kernel_posterior.py       (a minute or two; picture in output/kernel_posterior)
 
 Yearly sunspot numbers, square roots: 70 years to learn from, 30 to predict. One network of kernels
 is fitted by maximum likelihood; the other time all of its parameters have priors and are sampled.
