@@ -6,6 +6,7 @@ from implicitppl.kernels._constant import Constant, White
 from implicitppl.kernels._distances import median_lengthscale, squared_distances
 from implicitppl.kernels._dot import Linear, Polynomial
 from implicitppl.kernels._fields import positive, real
+from implicitppl.kernels._formula import Formula, Monomial, Term
 from implicitppl.kernels._matern import Matern12, Matern32, Matern52
 from implicitppl.kernels._nkn import NeuralKernelNetwork
 from implicitppl.kernels._nkn_layers import Activation, Layer, NonNegativeLinear, ProductLayer
@@ -19,6 +20,7 @@ from implicitppl.kernels._parameters import Parameter, as_arrays, constrain, par
 from implicitppl.kernels._periodic import Cosine, Periodic
 from implicitppl.kernels._radial import RBF, InverseMultiquadric, Radial, RationalQuadratic
 from implicitppl.kernels._spectral import SpectralMixture
+from implicitppl.kernels._wave import PlaneWave
 
 __all__ = [
     "RBF",
@@ -27,6 +29,7 @@ __all__ = [
     "ArcCosine",
     "Constant",
     "Cosine",
+    "Formula",
     "InverseMultiquadric",
     "Kernel",
     "Layer",
@@ -34,10 +37,12 @@ __all__ = [
     "Matern12",
     "Matern32",
     "Matern52",
+    "Monomial",
     "NeuralKernelNetwork",
     "NonNegativeLinear",
     "Parameter",
     "Periodic",
+    "PlaneWave",
     "Polynomial",
     "Product",
     "ProductLayer",
@@ -46,6 +51,7 @@ __all__ = [
     "Scaled",
     "SpectralMixture",
     "Sum",
+    "Term",
     "White",
     "as_arrays",
     "constrain",

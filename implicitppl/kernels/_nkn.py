@@ -14,10 +14,12 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from implicitppl.kernels._base import ActiveDims, Kernel
+from implicitppl.kernels._formula import Formula, formula_of, polynomial_of
 from implicitppl.kernels._nkn_layers import Layer, NonNegativeLinear, ProductLayer
 from implicitppl.kernels._parameters import as_arrays
 from implicitppl.kernels._tiles import rectangular_in_tiles, symmetric_in_tiles
@@ -28,7 +30,7 @@ class NeuralKernelNetwork(Kernel):
     """A kernel made of primitive kernels by a network of layers, ending in one unit.
 
     Args:
-        primitives: kernels of the same points. `WaveKernel` primitives are complex; the kernel is
+        primitives: kernels of the same points. `PlaneWave` primitives are complex; the kernel is
             then the real part of the last unit.
         layers: `NonNegativeLinear`, `ProductLayer`, `Activation` or any `Layer`, first to last.
         names: what a formula calls the primitives; by default their classes, numbered.
@@ -144,6 +146,47 @@ class NeuralKernelNetwork(Kernel):
             jnp.asarray(last.weight, X.dtype) * factor, jnp.asarray(last.bias, X.dtype) * factor
         )
         return NeuralKernelNetwork(self.primitives, (*self.layers[:-1], scaled), self.names)
+
+    def formula(self, X: Float[Array, "N D"] | None = None, *, min_share: float = 0.01) -> Formula:
+        """Return the polynomial of primitives that this network is, largest terms first.
+
+        Args:
+            X: points whose mean prior variance the terms share, c_e mean_n k_e(x_n, x_n) each.
+                Without it every primitive counts with variance 1, as those of variance 1 do.
+            min_share: terms below it are left out; their sum is `discarded`.
+
+        Returns:
+            A `Formula`: print it, or use `.terms[j].kernel` for the part of one term, as in the
+            posterior mean of one additive part, k_j(x, X) (K + noise)^-1 y.
+
+        Raises:
+            ValueError: if a layer is no polynomial (`Activation` "exp", "cosh", layers of your
+                own), or `min_share` is not in [0, 1).
+
+        Cost: the number of terms, C(P + d, d) for degree d, times N. For the host, not `jit`.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> from implicitppl.kernels import RBF, Linear, NeuralKernelNetwork
+            >>> from implicitppl.kernels import NonNegativeLinear, ProductLayer
+            >>> weight = jnp.array([[1.0, 0.1], [1.0, 2.0]])
+            >>> layers = (NonNegativeLinear(weight, jnp.zeros(2)), ProductLayer())
+            >>> k = NeuralKernelNetwork((RBF(), Linear()), layers)
+            >>> print(k.formula(jnp.ones((1, 1)), min_share=0.1))
+             63.6%  2.1 * RBF * Linear
+             30.3%  1 * RBF^2
+              6.1%  left out, number of terms: 1
+        """
+        return formula_of(self.primitives, self.layers, self.names, X, min_share)
+
+    def polynomial(self) -> dict[tuple[int, ...], np.ndarray]:
+        """Return the exact coefficients of `formula` by exponents, before any pruning.
+
+        They are what the network determines, while many weights give equal coefficients. Weights
+        with leading axes, draws of a sampler, give coefficients with those axes: look at these to
+        see whether chains agree.
+        """
+        return polynomial_of(len(self.primitives), self.layers)
 
     def _network(self, values: list[Array]) -> Array:
         """Return the last unit, from the values of the primitives in arrays of one shape."""
