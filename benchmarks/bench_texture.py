@@ -29,7 +29,7 @@ from implicitppl.kernels import RBF, Kernel, SpectralMixture, nkn_texture
 KEY = ("texture", "method", "seed")
 GREY = np.array([0.299, 0.587, 0.114])
 ROOF = (slice(260, 280), slice(184, 284))
-SEEDS, STEPS, DRAWS, COMPONENTS = 1, 150, 50, 10
+SEEDS, STEPS, DRAWS, COMPONENTS = 1, 100, 50, 10
 LEARNING_RATE, NOISE = 0.05, 0.3
 TOLERANCE = 1e-3
 """Of conjugate gradients while learning: the evidence is off by its square."""
@@ -89,18 +89,18 @@ def kernels(t: Texture) -> dict[str, Callable[[jax.Array], list[Kernel]]]:
         "RBF": lambda key: [RBF(0.05) for _ in pairs],
         f"spectral mixture, {COMPONENTS}": lambda key: [mixture(*pair) for pair in pairs],
         "NKN as published": lambda key: networks(key, False),
-        "NKN": lambda key: networks(key, True),
+        "NKN, period of the profile": lambda key: networks(key, True),
     }
 
 
-def fill(t: Texture, found: Fit, num_draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation of every pixel, noise included."""
+def fill(t: Texture, found: Fit, num_draws: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return mean and standard deviation of every pixel, noise included, and the residual."""
     process = GridGaussianProcess(found.process.kernels)  # conjugate gradients to the end
     posterior = process.condition(t.axes, t.y, found.noise_scale, observed=t.seen)
     draws = np.asarray(posterior.sample(jax.random.key(0), num_draws))
     mean = np.asarray(posterior.mean())
     variance = np.mean((draws - mean) ** 2, axis=0) + float(found.noise_scale) ** 2
-    return mean, np.sqrt(variance)
+    return mean, np.sqrt(variance), float(posterior.relative_residual)
 
 
 def run(t: Texture, start: list[Kernel], num_steps: int, num_draws: int) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def run(t: Texture, start: list[Kernel], num_steps: int, num_draws: int) -> dict
         num_steps=num_steps,
         learning_rate=LEARNING_RATE,
     )
-    mean, deviation = fill(t, found, num_draws)
+    mean, deviation, residual = fill(t, found, num_draws)
     hole = ~t.seen
     z = ((t.y - mean) / deviation)[hole]
     log_density = -0.5 * z**2 - np.log(deviation[hole]) - 0.5 * np.log(2 * np.pi)
@@ -126,6 +126,7 @@ def run(t: Texture, start: list[Kernel], num_steps: int, num_draws: int) -> dict
         "log_evidence": float(found.log_evidence),
         "noise_scale": float(found.noise_scale),
         "spread_in_hole": float(t.y[hole].std()),
+        "relative_residual": residual,
         "num_failed": int(found.num_failed),
         "num_steps": num_steps,
         "cpu_seconds": time.process_time() - begin,

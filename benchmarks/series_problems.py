@@ -30,6 +30,8 @@ FITTED = 0.7
 COMPONENTS = 6
 SPREAD = 0.5
 """Standard deviation by which a restart moves the logarithm of a hand-made kernel's parameters."""
+SHORTEST, LONGEST = 0.03, 2.0
+"""Lengthscales between which an RBF kernel starts."""
 NORMAL_95 = 1.959964
 
 
@@ -136,8 +138,14 @@ def kernels(name: str, s: Series) -> dict[str, Start]:
     def near(kernel: Kernel) -> Start:
         return lambda key, is_first: kernel if is_first else moved(kernel, key)
 
+    def radial(key: jax.Array, is_first: bool) -> Kernel:
+        # Evidence has a maximum where the season is noise and one where it is followed.
+        span = jnp.log(jnp.asarray(SHORTEST)), jnp.log(jnp.asarray(LONGEST))
+        drawn = jnp.exp(jax.random.uniform(key, minval=span[0], maxval=span[1]))
+        return RBF(SHORTEST if is_first else drawn)
+
     return {
-        "RBF": near(RBF(0.3)),
+        "RBF": radial,
         "spectral mixture": lambda key, is_first: SpectralMixture.from_data(
             x, y, COMPONENTS, key=None if is_first else key
         ),

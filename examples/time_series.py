@@ -9,7 +9,7 @@ shows. Of a few starts the one with the highest evidence, which does not see the
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -22,6 +22,8 @@ from implicitppl.gp import Fit, fit
 from implicitppl.kernels import RBF, Kernel, nkn_time_series
 from implicitppl.processes import GaussianProcess
 
+Start = Callable[[jax.Array], Kernel]
+
 
 def monthly() -> tuple[np.ndarray, np.ndarray]:
     """Return years and the CO2 of each month in ppm, NaN where it is missing."""
@@ -31,7 +33,7 @@ def monthly() -> tuple[np.ndarray, np.ndarray]:
 
 
 def learn(
-    make: Callable[[jax.Array], Kernel],
+    make: Start,
     data: tuple[np.ndarray, np.ndarray],
     starts: int,
     num_steps: int,
@@ -66,11 +68,11 @@ def draw(
     figure.savefig(out / "co2.png", dpi=110)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("output/time_series"))
     parser.add_argument("--quick", action="store_true", help="one start, 60 steps")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_enable_x64", True)
     starts, num_steps = (1, 60) if args.quick else (3, 300)
@@ -81,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     centre, scale = np.mean(ppm[:num][known]), np.std(ppm[:num][known])
     x, y = (years - years[:num].mean()) / years[:num].std(), (ppm - centre) / scale
     times, seen = jnp.asarray(x[:num][known])[:, None], y[:num][known]
-    kernels: dict[str, Callable[[jax.Array], Kernel]] = {
+    kernels: dict[str, Start] = {
         "RBF": lambda key: RBF(jnp.exp(jax.random.normal(key) - 1)),
         "neural kernel network": lambda key: nkn_time_series(times, seen, key=key),
     }
