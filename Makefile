@@ -15,7 +15,7 @@ FAST_COMPILE := $(THREADS) XLA_FLAGS="$(XLA_THREADS) \
   --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow doctest examples check format bench docs clean
+.PHONY: help setup demo test test-slow test-all doctest examples check format bench docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -31,7 +31,10 @@ test: setup ## the fast tests (ARGS="-k name")
 	$(FAST_COMPILE) $(PYTEST) -m "not slow and not statistical" $(ARGS)
 
 test-slow: setup ## the slow and the statistical tests
-	$(ONE_THREAD) $(PYTEST) -m "slow or statistical" $(ARGS)
+	$(ONE_THREAD) $(PYTEST) -m "(slow or statistical) and not exhaustive" $(ARGS)
+
+test-all: setup ## every test, also those that CI leaves out
+	$(ONE_THREAD) $(PYTEST) $(ARGS)
 
 doctest: setup ## the examples in the docstrings
 	$(FAST_COMPILE) $(PYTEST) --doctest-modules implicitppl $(ARGS)

@@ -20,6 +20,7 @@ has its `cpu_seconds`, compilation included. Rows that the result file has are s
 import argparse
 import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def nuts(problem: Problem, seed: int, sizes: Sizes, dense: bool = False) -> Run:
     return Run(stacked(problem, mcmc.get_samples()), warmup, sampling, gradients=True)
 
 
-METHODS = {
+METHODS: dict[str, Callable[[Problem, int, Sizes], Run]] = {
     "score_hmc": score_hmc,
     "nuts": nuts,
     "nuts_dense": functools.partial(nuts, dense=True),
@@ -99,7 +100,7 @@ def truth_of(problem: Problem, cache: Path, data: Path | None = None) -> Truth:
     if data is not None and name is not None:
         found = reference(load(data, name), cache)
     else:
-        model = functools.partial(problem.model, problem.exact)
+        model = functools.partial(problem.reference_model or problem.model, problem.exact)
         posterior = Posterior(f"opaque-{problem.name}", model, problem.to_scalars, problem.args)
         found = reference(posterior, cache)
     return from_draws(found.names, found.draws, found.source)

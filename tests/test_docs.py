@@ -9,7 +9,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 RUN = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{page}.md" for page in ("start", "guides", "extending", "hmc")),
+    *(
+        ROOT / "docs" / f"{page}.md"
+        for page in ("start", "guides", "kernels", "nkn", "extending", "hmc", "gp")
+    ),
 ]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 

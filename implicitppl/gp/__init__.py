@@ -2,12 +2,15 @@
 
 from implicitppl.gp._fit import Fit, fit
 from implicitppl.gp._grid import GridGaussianProcess, GridPosterior
+from implicitppl.gp._iterative import IterativeGaussianProcess, IterativePosterior
 from implicitppl.gp._sparse import SparseGaussianProcess, SparsePosterior
 
 __all__ = [
     "Fit",
     "GridGaussianProcess",
     "GridPosterior",
+    "IterativeGaussianProcess",
+    "IterativePosterior",
     "SparseGaussianProcess",
     "SparsePosterior",
     "fit",

@@ -3,8 +3,8 @@
     maximise log p(y | x; kernel, mean, noise) over the unconstrained parameters
 
 One compiled `scan` of optimiser steps, made once for each structure and shape: a second fit of
-other data compiles nothing. The best point met is returned, and a step whose value or gradient is
-not finite is not taken, so a fit never ends worse than it began.
+other data compiles nothing. The best point met is returned, so a fit never ends worse than it
+began; where a value or gradient is not finite the next point is half way back to the best one.
 """
 
 from collections.abc import Callable, Collection
@@ -52,7 +52,7 @@ class Fit(NamedTuple):
         noise_scale: the noise's standard deviation of that step.
         log_evidence: its log p(y), in nats, of all observations together.
         history: (num_steps,) log evidence before every step.
-        num_failed: steps that were not taken, since a value or gradient was not finite.
+        num_failed: steps at points where the value or gradient was not finite.
     """
 
     process: Any
@@ -167,10 +167,11 @@ def _run(
         )
         moved = optax.apply_updates(state.raw, updates)
         good = jnp.isfinite(value) & _all_finite(moved)
+        back = jax.tree.map(lambda a, b: 0.5 * (a + b), state.raw, state.best)
         better = good & (value < state.best_value)
         return (
             _State(
-                _choose(good, moved, state.raw),
+                _choose(good, moved, back),
                 _choose(good, optimiser, state.optimiser),
                 _choose(better, state.raw, state.best),
                 jnp.where(better, value, state.best_value),
@@ -187,7 +188,8 @@ def _run(
     last_is_best = final < state.best_value
     best = _choose(last_is_best, state.raw, state.best)
     process, scale = rebuild(eqx.combine(best, held))
-    return Fit(process, scale, -jnp.minimum(final, state.best_value), history, state.num_failed)
+    value = jnp.where(last_is_best, final, state.best_value)
+    return Fit(process, scale, -value, history, state.num_failed)
 
 
 def _split(

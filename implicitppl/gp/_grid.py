@@ -34,8 +34,9 @@ from implicitppl.kernels import Kernel, as_arrays
 from implicitppl.linalg import check_positive, safe_cholesky
 from implicitppl.processes import Mean, as_mean, as_points, check_finite
 
-Axes = tuple[Float[Array, "n D"], ...]
-Grid = Float[Array, "*n"]
+# The sizes of the axes differ, so that their shapes have no common name.
+Axes = tuple[Array, ...]
+Grid = Array
 
 
 class GridGaussianProcess(eqx.Module):
@@ -80,7 +81,7 @@ class GridGaussianProcess(eqx.Module):
     def __init__(
         self,
         kernels: Sequence[Kernel],
-        mean: float | None = None,
+        mean: Any = None,
         *,
         tolerance: float = 1e-6,
         max_iterations: int = 200,
@@ -302,7 +303,7 @@ def _mean(posterior: GridPosterior, axes: Axes) -> Grid:
 
 
 @eqx.filter_jit
-def _sample(posterior: GridPosterior, keys: PRNGKeyArray) -> Float[Array, "S *n"]:
+def _sample(posterior: GridPosterior, keys: Array) -> Float[Array, "S *n"]:
     gp, axes = posterior.prior, posterior.axes
     system, residual = _system(gp, axes, posterior.y, posterior.noise_scale, posterior.observed)
     factors = [safe_cholesky(matrix).factor for matrix in system.spectrum.matrices]

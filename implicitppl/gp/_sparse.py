@@ -148,20 +148,21 @@ class SparsePosterior(Process):
         noise = as_noise_variance(noise_scale, points.shape[0], points.dtype)
         return GaussianProcessValues(self, points, noise)
 
-    def mean_at(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
-        """Return the mean at every row."""
-        return self._projected(x).mean
+    def mean_at(self, x: ArrayLike) -> Float[Array, " N"]:
+        """Return the mean at every point of (N, D) or (N,)."""
+        return self._projected(as_points("x", x)).mean
 
-    def moments(self, x: Float[Array, "N D"]) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
-        """Return mean and variance at every row."""
+    def moments(self, x: ArrayLike) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
+        """Return mean and variance at every point of (N, D) or (N,)."""
+        x = as_points("x", x)
         outer, inner, mean = self._projected(x)
         variance = self.prior.process.kernel.diag(x) - jnp.sum(outer**2, axis=0)
         return mean, jnp.maximum(variance, 0) + jnp.sum(inner**2, axis=0)
 
-    def covariance(
-        self, x: Float[Array, "N D"], y: Float[Array, "M D"] | None = None
-    ) -> Float[Array, "N M"]:
+    def covariance(self, x: ArrayLike, y: ArrayLike | None = None) -> Float[Array, "N M"]:
         """Return the covariance of f(x) and f(y), of f(x) with itself if `y` is omitted."""
+        x = as_points("x", x)
+        y = None if y is None else as_points("y", y)
         left = self._projected(x)
         right = left if y is None else self._projected(y)
         prior = self.prior.process.kernel.gram(x, y)

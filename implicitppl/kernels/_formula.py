@@ -32,7 +32,7 @@ class Monomial(Kernel):
 
     Args:
         primitives: the kernels k_p.
-        exponents: e_p >= 0; all 0 is the constant kernel c.
+        exponents: e_p >= 1. Without any primitive it is the constant kernel c.
         coefficient: c.
     """
 
@@ -136,17 +136,18 @@ def formula_of(
     ranked = sorted(explained, key=lambda e: explained[e], reverse=True)
     kept = [e for e in ranked if explained[e] >= min_share * total] or ranked[:1]
     terms = [
-        Term(
-            coefficients[e],
-            e,
-            explained[e] / total,
-            Monomial(tuple(primitives), e, jnp.asarray(coefficients[e])),
-        )
+        Term(coefficients[e], e, explained[e] / total, _monomial(primitives, e, coefficients[e]))
         for e in kept
     ]
     # Summed over what is left out: 1 - (sum of the kept) would lose its digits.
     discarded = sum(explained[e] for e in ranked[len(kept) :]) / total
     return Formula(tuple(terms), tuple(names), len(ranked), float(discarded))
+
+
+def _monomial(primitives: Sequence[Kernel], exponents: Exponents, coefficient: float) -> Monomial:
+    used = [(k, e) for k, e in zip(primitives, exponents, strict=True) if e]
+    kernels = tuple(k for k, _ in used)
+    return Monomial(kernels, tuple(e for _, e in used), jnp.asarray(coefficient))
 
 
 def polynomial_of(num_primitives: int, layers: Sequence[Layer]) -> Coefficients:

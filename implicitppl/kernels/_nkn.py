@@ -10,6 +10,7 @@ Processes, ICML 2018, arXiv 1806.04326, section 3.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -68,11 +69,12 @@ class NeuralKernelNetwork(Kernel):
         layers: Sequence[Layer],
         names: Sequence[str] | None = None,
     ):
+        _check_kernels(primitives)
         # Arrays, because a Python number is part of a program: `gram` would compile for each.
         self.primitives = as_arrays(tuple(primitives))
         self.layers = as_arrays(tuple(layers))
         self.names = _default_names(self.primitives) if names is None else tuple(names)
-        _check_widths(self.primitives, self.layers)
+        _check_widths(len(self.primitives), self.layers)
         if len(set(self.names)) < len(self.names) or len(self.names) != len(self.primitives):
             raise ValueError(
                 f"`names` must be {len(self.primitives)} different names, one for each primitive; "
@@ -186,7 +188,8 @@ class NeuralKernelNetwork(Kernel):
         with leading axes, draws of a sampler, give coefficients with those axes: look at these to
         see whether chains agree.
         """
-        return polynomial_of(len(self.primitives), self.layers)
+        found = polynomial_of(len(self.primitives), self.layers)
+        return {exponents: np.asarray(coefficient) for exponents, coefficient in found.items()}
 
     def _network(self, values: list[Array]) -> Array:
         """Return the last unit, from the values of the primitives in arrays of one shape."""
@@ -212,13 +215,15 @@ def stack_planes(values: Sequence[Array]) -> Inexact[Array, "units ..."]:
     return jnp.stack([v.astype(dtype) for v in values])
 
 
-def _check_widths(primitives: Sequence[Kernel], layers: Sequence[Layer]) -> None:
+def _check_kernels(primitives: Sequence[Any]) -> None:
     if not primitives:
         raise ValueError("`primitives` must hold at least one kernel; got none.")
     for kernel in primitives:
         if not isinstance(kernel, Kernel):
             raise ValueError(f"`primitives` must be kernels; got {type(kernel).__name__}.")
-    width = len(primitives)
+
+
+def _check_widths(width: int, layers: Sequence[Layer]) -> None:
     for position, layer in enumerate(layers):
         try:
             width = layer.out_width(width)

@@ -90,7 +90,7 @@ def nkn_regression(
 
 
 def nkn_time_series(
-    x: Float[Array, "N 1"],
+    x: Float[Array, "N D"],
     y: ArrayLike | None = None,
     *,
     key: PRNGKeyArray,
@@ -140,7 +140,7 @@ def nkn_time_series(
 
 
 def nkn_texture(
-    x: Float[Array, "N 1"],
+    x: Float[Array, "N D"],
     y: ArrayLike | None = None,
     *,
     key: PRNGKeyArray,

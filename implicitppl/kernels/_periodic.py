@@ -39,9 +39,9 @@ class Periodic(Kernel):
         variance: v.
         period: p, in data units; a scalar, or one for each coordinate (D,).
 
-    Cost of `gram` O(N M D), one matrix product. In float32 its absolute error is about 2e-7
-    D / l^2 times v; points many periods apart add the rounding of x / p, in cycles. The function
-    repeats for ever: multiply by an `RBF` to let its shape drift.
+    Cost of `gram` O(N M D), one matrix product. In float32 its absolute error is about v times
+    2e-7 D / l^2, and 1e-7 / l for each period of range. The function repeats for ever: multiply
+    by an `RBF` to let its shape drift.
 
     Reference: MacKay (1998), Introduction to Gaussian processes; the form of scikit-learn's
     `ExpSineSquared`. Others have l^2 where this has l^2 / 4 or l: see the page on kernels.

@@ -24,7 +24,7 @@ from implicitppl.kernels._periodogram import spans, strongest_frequencies
 from implicitppl.linalg import check_positive
 
 _BLOCK = 2**21
-"""Numbers in one array of a block of rows of `gram`: M D Q for each row."""
+"""Numbers in a block of rows of `gram`: M D for each row."""
 
 
 class SpectralMixture(Kernel):
@@ -38,9 +38,12 @@ class SpectralMixture(Kernel):
     Raises:
         ValueError: if a value is not positive, or the shapes do not agree.
 
-    Cost of `gram` O(N M D Q) time; beside the (N, M) matrix it holds blocks of some 2 million
-    numbers, for derivatives as well. The likelihood has many maxima in the means: start at
-    `from_data`, several times. The default is one component of frequency 1 in one coordinate.
+    Cost of `gram` O(N M D Q) time, without a cosine for any pair; beside the (N, M) matrix it
+    holds a few blocks of some 2 million numbers, for derivatives as well. The likelihood has many
+    maxima in the means: start at `from_data`, several times. The default is one component of
+    frequency 1 in one coordinate.
+    In several coordinates a component is a product of waves along the axes; for a wave across
+    them write `Cosine(mu) * RBF(1 / (2 * pi * s))`.
 
     Reference: Wilson and Adams (2013), arXiv 1302.4245, equation (12).
 
@@ -90,22 +93,20 @@ class SpectralMixture(Kernel):
     def gram(self, X: Float[Array, "N D"], Y: Float[Array, "M D"] | None = None) -> Array:
         weights, means, scales = self._components(X)
         centre = centre_of(X, Y)
-        other = (X if Y is None else Y) - centre
-
-        def waves(points: Array) -> tuple[Array, Array]:
-            return circle(means[None] * points[:, None, :])  # (N, Q, D)
-
-        y_cosine, y_sine = waves(other)
+        other = ((X if Y is None else Y) - centre).T  # (D, M): long axes last
+        waves = circle(means[:, :, None] * other[None])  # cosines and sines (Q, D, M)
 
         @jax.checkpoint
         def row(x: Array) -> Array:
-            # cos(a - b) from the cosines and sines of a and b: none is evaluated for a pair.
-            x_cosine, x_sine = waves(x[None, :])
-            wave = jnp.prod(x_cosine * y_cosine + x_sine * y_sine, axis=2)
-            tau = (x[None, :] - other)[:, None, :]
-            return jnp.sum(weights[None, :] * _envelope(scales[None], tau) * wave, axis=1)
+            own = circle(means * x[None, :])  # (Q, D)
 
-        num_rows = max(1, min(X.shape[0], _BLOCK // max(1, other.shape[0] * means.size)))
+            def add(total: Array, component: tuple[Array, ...]) -> tuple[Array, None]:
+                return total + jax.checkpoint(_component)(x, other, *component), None
+
+            start = jnp.zeros_like(other[0])
+            return jax.lax.scan(add, start, (weights, scales, *own, *waves))[0]
+
+        num_rows = max(1, min(X.shape[0], _BLOCK // max(1, other.size)))
         return jax.lax.map(row, X - centre, batch_size=num_rows)
 
     def diag(self, X: Float[Array, "N D"]) -> Float[Array, " N"]:
@@ -186,3 +187,22 @@ class SpectralMixture(Kernel):
 def _envelope(scales: Array, tau: Array) -> Array:
     """Return exp(-2 pi^2 sum_d s_d^2 tau_d^2)."""
     return jnp.exp(-0.5 * jnp.sum(jnp.square(2 * math.pi * scales * tau), axis=-1))
+
+
+def _component(
+    x: Float[Array, " D"],
+    other: Float[Array, "D M"],
+    weight: Float[Array, ""],
+    scales: Float[Array, " D"],
+    cosine: Float[Array, " D"],
+    sine: Float[Array, " D"],
+    cosines: Float[Array, "D M"],
+    sines: Float[Array, "D M"],
+) -> Float[Array, " M"]:
+    """Return one component between a point and all others, of which the waves are given."""
+    exponent, wave = jnp.zeros_like(other[0]), jnp.full_like(other[0], weight)
+    for d in range(x.shape[0]):
+        exponent = exponent + jnp.square(2 * math.pi * scales[d] * (x[d] - other[d]))
+        # cos(a - b) from the cosines and sines of a and b: none is evaluated for a pair.
+        wave = wave * (cosine[d] * cosines[d] + sine[d] * sines[d])
+    return wave * jnp.exp(-0.5 * exponent)

@@ -3,6 +3,7 @@
 Nothing here knows about samples, kernels or scores; every function runs under `jit` and `vmap`.
 """
 
+from implicitppl.linalg._cg import Solution, conjugate_gradients, log_of_tridiagonal
 from implicitppl.linalg._checks import check_non_negative, check_positive
 from implicitppl.linalg._cholesky import SafeCholesky, safe_cholesky
 from implicitppl.linalg._eigen import Eigenpairs, is_full, top_eigenpairs
@@ -18,6 +19,7 @@ from implicitppl.linalg._filters import (
 )
 from implicitppl.linalg._inverse import Inverse, small_inverse
 from implicitppl.linalg._normal import normal_log_density
+from implicitppl.linalg._pivoted import pivoted_cholesky
 
 __all__ = [
     "Cutoff",
@@ -29,12 +31,16 @@ __all__ = [
     "RelativeRidge",
     "Ridge",
     "SafeCholesky",
+    "Solution",
     "SpectralFilter",
     "Tikhonov",
     "check_non_negative",
     "check_positive",
+    "conjugate_gradients",
     "is_full",
+    "log_of_tridiagonal",
     "normal_log_density",
+    "pivoted_cholesky",
     "safe_cholesky",
     "small_inverse",
     "top_eigenpairs",

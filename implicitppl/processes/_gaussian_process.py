@@ -189,18 +189,19 @@ class GaussianProcess(Process):
         """What was added to the variance of the outputs to factorise them; mostly 0."""
         return self._observed().jitter
 
-    def mean_at(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
-        """Return the mean at every row."""
+    def mean_at(self, x: ArrayLike) -> Float[Array, " N"]:
+        """Return the mean at every point of (N, D) or (N,)."""
+        x = as_points("x", x)
         prior = self.prior_mean.at(x)
         if self.evidence is None:
             return prior
         _check_width(self.evidence, x)
         return prior + jnp.matmul(self.evidence.weights, self.evidence.cross(self.kernel, x))
 
-    def covariance(
-        self, x: Float[Array, "N D"], y: Float[Array, "M D"] | None = None
-    ) -> Float[Array, "N M"]:
+    def covariance(self, x: ArrayLike, y: ArrayLike | None = None) -> Float[Array, "N M"]:
         """Return the covariance of f(x) and f(y), of f(x) with itself if `y` is omitted."""
+        x = as_points("x", x)
+        y = None if y is None else as_points("y", y)
         prior = self.kernel.gram(x, y)
         if self.evidence is None:
             return prior
@@ -208,8 +209,9 @@ class GaussianProcess(Process):
         right = left if y is None else self._whitened(y)
         return prior - jnp.matmul(left.T, right, precision="highest")
 
-    def moments(self, x: Float[Array, "N D"]) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
-        """Return mean and variance at every row, without an N x N matrix."""
+    def moments(self, x: ArrayLike) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
+        """Return mean and variance at every point of (N, D) or (N,), without an N x N matrix."""
+        x = as_points("x", x)
         prior = self.kernel.diag(x)
         if self.evidence is None:
             return self.prior_mean.at(x), prior

@@ -600,10 +600,18 @@ KERNELS: dict[str, tuple[Callable[[], MCMCKernel], str, int]] = {
     "ess": (lambda: ESS(model), "vectorized", 4),
     "gibbs": (lambda: DiscreteHMCGibbs(NUTS(discrete)), "sequential", 2),
 }
+NO_NEWS = {"score alone", "dense", "hmc", "barker", "ess"}
+"""Kernels that take the same paths as another one."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.exhaustive] if name in NO_NEWS else [])
+        for name in KERNELS
+    ],
+)
 def test_every_kernel_draws_as_in_numpyro_and_goes_on_from_its_folder(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

@@ -189,3 +189,9 @@ def test_no_array_of_shape_n_m_d():
 def test_errors_name_argument_rule_and_value(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_rational_quadratic_of_a_large_mixture_is_an_rbf(precision):
+    X, Y = _points(precision), _points(precision, 4, 1)
+    found, expected = RationalQuadratic(0.8, mixture=1e12).gram(X, Y), RBF(0.8).gram(X, Y)
+    np.testing.assert_allclose(found, expected, atol=20 * float(jnp.finfo(precision).eps))

@@ -88,7 +88,7 @@ FORMULAS: dict[str, tuple[Callable[[], Kernel], Pair]] = {
     "Constant": (lambda: Constant(1.7), lambda x, y: 1.7),
 } | {
     f"ArcCosine {order}, {bias}": (
-        lambda order=order, bias=bias: ArcCosine(1.0, jnp.asarray(ARD), bias, order),  # type: ignore[misc]
+        lambda order=order, bias=bias: ArcCosine(1.0, jnp.asarray(ARD), bias, order),
         _arc_cosine(order, bias),
     )
     for order, bias in itertools.product((0, 1, 2), (0.0, 0.5))

@@ -1,0 +1,110 @@
+"""Processes on grids against the dense process of the same points."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from implicitppl.gp import GridGaussianProcess, fit
+from implicitppl.kernels import RBF, Matern52
+from implicitppl.processes import GaussianProcess
+
+ROWS, COLUMNS = np.linspace(0, 3, 9), np.linspace(0, 4, 7)
+POINTS = np.stack(np.meshgrid(ROWS, COLUMNS, indexing="ij"), -1).reshape(-1, 2)
+RNG = np.random.default_rng(0)
+PICTURE = np.sin(ROWS)[:, None] * np.cos(COLUMNS) + 0.1 * RNG.normal(size=(9, 7))
+SEEN = RNG.uniform(size=(9, 7)) < 0.8
+
+
+@pytest.fixture(autouse=True)
+def double():
+    with jax.enable_x64(True):
+        yield
+
+
+def _grid(length=0.7):
+    return GridGaussianProcess((Matern52(length, 1.2), RBF(1.1)), 0.2)
+
+
+def _dense(length=0.7):
+    return GaussianProcess(Matern52(length, 1.2).on(0) * RBF(1.1).on(1), 0.2)
+
+
+def test_evidence_and_its_gradient_on_a_complete_grid_are_exact():
+    def ours(length, noise):
+        return _grid(length).log_evidence((ROWS, COLUMNS), PICTURE, noise)
+
+    def dense(length, noise):
+        return _dense(length).log_evidence(POINTS, PICTURE.reshape(-1), noise)
+
+    found = jax.value_and_grad(ours, (0, 1))(0.7, 0.1)
+    expected = jax.value_and_grad(dense, (0, 1))(0.7, 0.1)
+    np.testing.assert_allclose(jax.tree.leaves(found), jax.tree.leaves(expected), rtol=1e-8)
+
+
+def test_missing_outputs_are_solved_for_exactly():
+    ours = _grid().condition((ROWS, COLUMNS), PICTURE, 0.1, observed=SEEN)
+    dense = _dense().condition(POINTS, PICTURE.reshape(-1), 0.1, observed=SEEN.reshape(-1))
+    assert float(ours.relative_residual) < 1e-5
+    np.testing.assert_allclose(ours.mean().reshape(-1), dense.mean_at(POINTS), atol=1e-5)
+    ahead = np.array([[3.3, 1.0], [3.3, 4.5]])
+    on_grid = ours.mean((np.array([3.3]), np.array([1.0, 4.5])))
+    np.testing.assert_allclose(on_grid[0], dense.mean_at(jnp.asarray(ahead)), atol=1e-5)
+
+
+def test_the_approximate_log_determinant_is_near_the_true_one_and_the_rest_is_exact():
+    """The quadratic form is exact, so two data sets differ by what the dense process says."""
+    other = np.where(SEEN, np.cos(PICTURE), 0)
+
+    def difference(gp, axes, shape):
+        values = [
+            gp.log_evidence(axes, y.reshape(shape), 0.1, observed=SEEN.reshape(shape))
+            for y in (PICTURE, other)
+        ]
+        return float(values[0] - values[1]), float(values[0])
+
+    ours, value = difference(_grid(), (ROWS, COLUMNS), (9, 7))
+    exact, true = difference(_dense(), POINTS, (63,))
+    assert ours == pytest.approx(exact, rel=1e-5)
+    assert abs(value - true) < 0.1 * SEEN.sum()
+
+
+def test_draws_have_the_moments_of_the_dense_posterior():
+    num = 2000
+    ours = _grid().condition((ROWS, COLUMNS), PICTURE, 0.1, observed=SEEN)
+    draws = ours.sample(jax.random.key(0), num).reshape(num, -1)
+    dense = _dense().condition(POINTS, PICTURE.reshape(-1), 0.1, observed=SEEN.reshape(-1))
+    mean, variance = dense.moments(jnp.asarray(POINTS))
+    assert float(jnp.max(jnp.abs(draws.mean(0) - mean) / jnp.sqrt(variance / num))) < 4.5
+    ratio = draws.var(0) / variance
+    assert float(jnp.max(jnp.abs(ratio - 1))) < 4.5 * np.sqrt(2 / num)
+
+
+def test_fit_raises_the_evidence():
+    found = fit(_grid(2.0), (ROWS, COLUMNS), PICTURE, 0.3, observed=SEEN, num_steps=40)
+    assert float(found.log_evidence) > float(found.history[0]) + 1
+    assert int(found.num_failed) == 0
+
+
+BAD = {
+    "axes": (lambda: _grid().condition((ROWS,), PICTURE, 0.1), "must hold 2 axes"),
+    "shape": (lambda: _grid().condition((ROWS, ROWS), PICTURE, 0.1), r"`y` must be \(9, 9\)"),
+    "nan": (
+        lambda: _grid().condition((ROWS, COLUMNS), PICTURE * np.nan, 0.1),
+        "63 of 63 are not. Pass `observed=`",
+    ),
+    "mask": (
+        lambda: _grid().condition((ROWS, COLUMNS), PICTURE, 0.1, observed=SEEN.astype(int)),
+        "`observed` must be booleans",
+    ),
+    "noise": (lambda: _grid().log_evidence((ROWS, COLUMNS), PICTURE, 0.0), "must be positive"),
+    "mean": (lambda: GridGaussianProcess((RBF(),), jnp.sin), "must be None or a number"),
+    "kernels": (lambda: GridGaussianProcess(()), "must hold a kernel for each axis"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused(name):
+    call, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        call()
