@@ -18,6 +18,7 @@ from implicitppl.linalg._filters import (
 )
 from implicitppl.linalg._inverse import Inverse, small_inverse
 from implicitppl.linalg._normal import normal_log_density
+from implicitppl.linalg._triangular import inverse_from_factor
 
 __all__ = [
     "Cutoff",
@@ -33,6 +34,7 @@ __all__ = [
     "Tikhonov",
     "check_non_negative",
     "check_positive",
+    "inverse_from_factor",
     "is_full",
     "normal_log_density",
     "safe_cholesky",
