@@ -74,7 +74,9 @@ class Peer:
         """Return the versions of its packages."""
         names = PACKAGES[self.name]
         code = f"from importlib import metadata as m; print(*map(m.version, {names!r}))"
-        found = subprocess.run([self.python, "-c", code], check=True, capture_output=True, text=True)
+        found = subprocess.run(
+            [self.python, "-c", code], check=True, capture_output=True, text=True
+        )
         return dict(zip(names, found.stdout.split(), strict=True))
 
     def __enter__(self) -> "Peer":

@@ -67,9 +67,7 @@ class Exact:
         kernel = gpx.kernels.RBF(
             n_dims=problem.x.shape[1], lengthscale=Log(problem.lengthscale), variance=Log(1.0)
         )
-        prior = gpx.gps.Prior(
-            mean_function=gpx.mean_functions.Zero(), kernel=kernel, jitter=JITTER
-        )
+        prior = gpx.gps.Prior(mean_function=gpx.mean_functions.Zero(), kernel=kernel, jitter=JITTER)
         self.model = prior * gpx.likelihoods.Gaussian(Log(NOISE_VARIANCE**0.5))
         self.state = adam(problem.learning_rate, problem.num_steps).init(self.model)
         self.posterior = None

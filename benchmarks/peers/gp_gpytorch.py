@@ -23,15 +23,17 @@ class Model(gpytorch.models.ExactGP):
     def __init__(self, x, y, likelihood):
         super().__init__(x, y, likelihood)
         self.mean_module = gpytorch.means.ZeroMean()
-        base = gpytorch.kernels.RBFKernel(ard_num_dims=x.shape[1], lengthscale_constraint=log())
-        self.covar_module = gpytorch.kernels.ScaleKernel(base, outputscale_constraint=log())
+        base = gpytorch.kernels.RBFKernel(
+            ard_num_dims=x.shape[1], lengthscale_constraint=logarithmic()
+        )
+        self.covar_module = gpytorch.kernels.ScaleKernel(base, outputscale_constraint=logarithmic())
 
     def forward(self, x):
         return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
 
 
-def log(power: int = 1) -> Positive:
-    """Return the constraint of a parameter that is learned as log(x) / power."""
+def logarithmic(power: int = 1) -> Positive:
+    """Return the constraint under which log(x) / power is learned."""
     return Positive(lambda u: torch.exp(power * u), lambda x: torch.log(x) / power)
 
 
@@ -39,7 +41,7 @@ class Exact:
     def __init__(self, problem: Problem):
         self.problem, self.done = problem, 0
         self.x, self.y, self.x_test = (torch.from_numpy(a) for a in problem[:3])
-        likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=log(2))
+        likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=logarithmic(2))
         self.model = Model(self.x, self.y, likelihood)
         self.model.covar_module.base_kernel.lengthscale = torch.from_numpy(problem.lengthscale)
         self.model.covar_module.outputscale = 1.0

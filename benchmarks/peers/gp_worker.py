@@ -1,4 +1,4 @@
-"""What a peer's process does for the Gaussian-process benchmarks: requests in, answers out, as JSON.
+"""What a peer's process does for the Gaussian-process benchmarks: JSON requests in, answers out.
 
 A peer is a script that calls `serve(start)`, where `start(problem)` gives an object with `train`,
 `log_evidence` and `predict`. One request is one line of standard input:
