@@ -11,6 +11,7 @@ equation (12).
 
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,13 +19,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from implicitppl.kernels._base import Kernel
+from implicitppl.kernels._distances import squared_distances
 from implicitppl.kernels._fields import positive
 from implicitppl.kernels._periodic import centre_of, circle
 from implicitppl.kernels._periodogram import spans, strongest_frequencies
+from implicitppl.kernels._tiles import rectangular_in_tiles, symmetric_in_tiles
 from implicitppl.linalg import check_positive
-
-_BLOCK = 2**21
-"""Numbers in a block of rows of `gram`: M D for each row."""
 
 
 class SpectralMixture(Kernel):
@@ -38,10 +38,9 @@ class SpectralMixture(Kernel):
     Raises:
         ValueError: if a value is not positive, or the shapes do not agree.
 
-    Cost of `gram` O(N M D Q) time, without a cosine for any pair; beside the (N, M) matrix it
-    holds a few blocks of some 2 million numbers, for derivatives as well. The likelihood has many
-    maxima in the means: start at `from_data`, several times. The default is one component of
-    frequency 1 in one coordinate.
+    Cost of `gram` O(N M D Q) time, by tiles of 128 x 128: memory is that of the matrix and of one
+    tile, in reverse mode too. The likelihood has many maxima in the means: start at
+    `from_data`, several times. The default is one component of frequency 1 in one coordinate.
     In several coordinates a component is a product of waves along the axes; for a wave across
     them write `Cosine(mu) * RBF(1 / (2 * pi * s))`.
 
@@ -91,23 +90,29 @@ class SpectralMixture(Kernel):
         return jnp.sum(weights * _envelope(scales, tau) * waves)
 
     def gram(self, X: Float[Array, "N D"], Y: Float[Array, "M D"] | None = None) -> Array:
-        weights, means, scales = self._components(X)
+        self._components(X)  # shapes are checked before anything is traced
+        Y = None if X is Y else Y
         centre = centre_of(X, Y)
-        other = ((X if Y is None else Y) - centre).T  # (D, M): long axes last
-        waves = circle(means[:, :, None] * other[None])  # cosines and sines (Q, D, M)
+        return _gram(self, X - centre, None if Y is None else Y - centre)
 
-        @jax.checkpoint
-        def row(x: Array) -> Array:
-            own = circle(means * x[None, :])  # (Q, D)
+    def _tile(self, X: Array, Y: Array | None) -> Array:
+        """Return the matrix of a few points, from a plane for each component and coordinate."""
 
-            def add(total: Array, component: tuple[Array, ...]) -> tuple[Array, None]:
-                return total + jax.checkpoint(_component)(x, other, *component), None
+        def component(weight: Array, mean: Array, scale: Array) -> Array:
+            width = 2 * math.pi * scale[None, :]
+            spread = squared_distances(width * X, None if Y is None else width * Y)
+            plane = weight * jnp.exp(-0.5 * spread)
+            # cos(a - b) is the inner product of two points on a circle. One small product of
+            # matrices for each coordinate: their derivatives are products of matrices too, and
+            # that of `prod` takes several times as long as a loop over planes.
+            left = _circles(mean, X)
+            right = left if Y is None else _circles(mean, Y)
+            waves = jnp.matmul(left, right.swapaxes(1, 2), precision="highest")
+            for wave in waves:
+                plane = plane * wave
+            return plane
 
-            start = jnp.zeros_like(other[0])
-            return jax.lax.scan(add, start, (weights, scales, *own, *waves))[0]
-
-        num_rows = max(1, min(X.shape[0], _BLOCK // max(1, other.size)))
-        return jax.lax.map(row, X - centre, batch_size=num_rows)
+        return jnp.sum(jax.vmap(component)(*self._components(X)), axis=0)
 
     def diag(self, X: Float[Array, "N D"]) -> Float[Array, " N"]:
         weights, _, _ = self._components(X)
@@ -182,6 +187,18 @@ class SpectralMixture(Kernel):
         weights = np.full(num_components, np.var(values) / num_components)
         scales = np.tile(0.5 / spans(inputs), (num_components, 1))
         return cls(*(jnp.asarray(part) for part in (weights, means, scales)))
+
+
+@eqx.filter_jit  # a loop outside `jit` would be compiled at every call
+def _gram(kernel: SpectralMixture, X: Array, Y: Array | None) -> Array:
+    if Y is None:
+        return symmetric_in_tiles(kernel._tile, X)
+    return rectangular_in_tiles(kernel._tile, X, Y)
+
+
+def _circles(mean: Array, X: Array) -> Array:
+    """Return the points on circles of the frequencies `mean`, (D, N, 2)."""
+    return jnp.stack(circle(mean[None, :] * X), axis=-1).swapaxes(0, 1)
 
 
 def _envelope(scales: Array, tau: Array) -> Array:

@@ -20,6 +20,7 @@ from implicitppl.linalg._filters import (
 from implicitppl.linalg._inverse import Inverse, small_inverse
 from implicitppl.linalg._normal import normal_log_density
 from implicitppl.linalg._pivoted import pivoted_cholesky
+from implicitppl.linalg._triangular import inverse_from_factor
 
 __all__ = [
     "Cutoff",
@@ -37,6 +38,7 @@ __all__ = [
     "check_non_negative",
     "check_positive",
     "conjugate_gradients",
+    "inverse_from_factor",
     "is_full",
     "log_of_tridiagonal",
     "normal_log_density",

@@ -18,6 +18,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from implicitppl.linalg._cholesky import safe_cholesky
+from implicitppl.linalg._triangular import inverse_from_factor
 
 
 def normal_log_density(
@@ -69,9 +70,7 @@ def _log_density_jvp(
 ) -> tuple[Array, Array]:
     (residuals, covariance), (change, covariance_change) = primals, tangents
     value, factor = _with_factor(residuals, covariance)
-    identity = jnp.eye(covariance.shape[0], dtype=covariance.dtype)
-    root = solve_triangular(factor, identity, lower=True)
-    inverse = jnp.matmul(root.T, root, precision="highest")
+    inverse = inverse_from_factor(factor)
     weights = jnp.matmul(residuals, inverse, precision="highest")
     quadratic = jnp.sum(jnp.matmul(weights, covariance_change) * weights, axis=1)
     slope = 0.5 * (quadratic - jnp.sum(inverse * covariance_change))

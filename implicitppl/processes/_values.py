@@ -36,6 +36,7 @@ class GaussianProcessValues(OrderedDistribution):
     support = constraints.real_vector
     data_names = ("_arrays", "x", "noise_variance", "observed")
     aux_names = ("_static",)
+    _known: tuple[Array, Array] | None = None
 
     def __init__(
         self,
@@ -65,12 +66,21 @@ class GaussianProcessValues(OrderedDistribution):
     @property
     def mean(self) -> Float[Array, " N"]:
         """The mean at every point, at O(N) kernel values (times the data, for a posterior)."""
-        return _moments(self.process, self.x)[0]
+        return self._mean_and_variance()[0]
 
     @property
     def variance(self) -> Float[Array, " N"]:
         """The variance at every point, noise included; no N x N matrix is formed."""
-        return _moments(self.process, self.x)[1] + self.noise_variance
+        return self._mean_and_variance()[1]
+
+    def _mean_and_variance(self) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
+        """Return both, which share their cost; what was computed outside a program is kept."""
+        if self._known is not None:
+            return self._known
+        found = _moments(self.process, self.x, self.noise_variance)
+        if not isinstance(found[0], jax.core.Tracer):
+            self._known = found
+        return found
 
     @property
     def covariance_matrix(self) -> Float[Array, "N N"]:
@@ -109,8 +119,9 @@ class GaussianProcessValues(OrderedDistribution):
 
 
 @eqx.filter_jit
-def _moments(process: Any, x: Array) -> tuple[Array, Array]:
-    return process.moments(x)
+def _moments(process: Any, x: Array, noise_variance: Array) -> tuple[Array, Array]:
+    mean, variance = process.moments(x)
+    return mean, variance + noise_variance
 
 
 @eqx.filter_jit
