@@ -86,6 +86,14 @@ def test_fit_raises_the_evidence():
     assert int(found.num_failed) == 0
 
 
+def test_an_evidence_that_was_not_solved_for_is_not_given():
+    rough = GridGaussianProcess((Matern52(0.7, 1.2), RBF(1.1)), 0.2, max_iterations=1)
+    hole = np.ones((9, 7), bool)
+    hole[2:8, 1:6] = False
+    assert jnp.isnan(rough.log_evidence((ROWS, COLUMNS), PICTURE, 1e-3, observed=hole))
+    assert jnp.isfinite(_grid().log_evidence((ROWS, COLUMNS), PICTURE, 1e-3, observed=hole))
+
+
 BAD = {
     "axes": (lambda: _grid().condition((ROWS,), PICTURE, 0.1), "must hold 2 axes"),
     "shape": (lambda: _grid().condition((ROWS, ROWS), PICTURE, 0.1), r"`y` must be \(9, 9\)"),

@@ -110,6 +110,10 @@ def test_fit_reaches_the_neighbourhood_of_the_exact_optimum():
     assert 0.9 < float(ours.noise_scale / true.noise_scale) < 1.1
 
 
+def test_an_evidence_that_was_not_solved_for_is_not_given():
+    assert jnp.isnan(_iterative(rank=1, max_iterations=2).log_evidence(X, Y, 0.01))
+
+
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="without observations"):
         IterativeGaussianProcess(_exact().condition(X, Y, 0.1), key=jax.random.key(0))
