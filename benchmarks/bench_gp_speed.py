@@ -12,6 +12,7 @@ inputs from a process that has its factor. Use one thread.
 """
 
 import argparse
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -123,16 +124,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--predictions", type=int, default=30)
     parser.add_argument("--out", type=Path, default=OUT, help="result file (JSON lines)")
     args = parser.parse_args(arguments)
-    jax.config.update("jax_enable_x64", True)
-    counter = Compilations()
     args.out.unlink(missing_ok=True)  # figures of different runs do not compare
-    for name in args.sets or (["energy", "concrete"] if args.data else [BUNDLED]):
+    counter = Compilations()
+    with jax.enable_x64(True):
+        for name in args.sets or (["energy", "concrete"] if args.data else [BUNDLED]):
+            measure(args, name, counter)
+
+
+def measure(args: argparse.Namespace, name: str, counter: Compilations) -> None:
+    """Append the rows of one data set."""
+    with contextlib.ExitStack() as stack:
         data, other = (split(name, seed, args.data) for seed in (1, 2))
-        peers = {p: Peer(p, args.peers) for p in SCRIPTS} if args.peers else {}
+        names = SCRIPTS if args.peers else ()
+        peers = {p: stack.enter_context(Peer(p, args.peers)) for p in names}
         timers = {kernel: ours(kernel, data) for kernel in args.kernels}
         timers |= {p: theirs(peer, data) for p, peer in peers.items()}
-        found = compare(timers, args.blocks, args.predictions)
-        for method, figures in found.items():
+        for method, figures in compare(timers, args.blocks, args.predictions).items():
             row = {"data": name, "num_train": len(data.y), "method": method, **figures}
             row |= {"steps": BLOCK * args.blocks}
             if method in KERNELS:
@@ -141,8 +148,6 @@ def main(arguments: list[str] | None = None) -> None:
             row["versions"] |= peers[method].versions() if method in peers else {}
             append(args.out, row)
             print({k: v for k, v in row.items() if k != "versions"}, flush=True)
-        for peer in peers.values():
-            peer.__exit__(None, None, None)
 
 
 if __name__ == "__main__":

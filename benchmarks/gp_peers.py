@@ -53,9 +53,7 @@ class Peer:
             raise RuntimeError(f"{self.name} ended while it was asked to {request['do']}.")
         return json.loads(line)
 
-    def start(
-        self, arrays: dict[str, np.ndarray], num_steps: int, learning_rate: float
-    ) -> dict[str, Any]:
+    def start(self, arrays: dict[str, Any], num_steps: int, learning_rate: float) -> dict[str, Any]:
         """Give the peer data: `x`, `y`, `x_test` and `lengthscale`."""
         file = Path(self.folder.name) / "problem.npz"
         np.savez(file, **arrays)

@@ -66,24 +66,23 @@ def with_se(found: tuple[float, float] | None, digits: int, *, signed: bool = Fa
 
 def accuracy(rows: Rows, figure: str) -> str:
     """Return data sets by methods, with the published figures of the network last."""
-    digits = 3
     lines = [f"| data | splits | {' | '.join(METHODS)} | NKN, authors' logs |"]
     lines.append("|---" * (len(METHODS) + 3) + "|")
     for name in names(rows):
         found = by_method(rows, name)
-        cells = [
-            with_se(mean_se(r[figure] for r in found[m]) if m in found else None, digits)
-            for m in METHODS
-        ]
-        logged = with_se(PUBLISHED.get(name, {}).get(figure), digits)
-        lines.append(f"| {name} | {splits(found)} | {' | '.join(cells)} | {logged} |")
+        most = max(map(len, found.values()), default=0)
+        cells = [cell(found.get(method, []), figure, most) for method in METHODS]
+        logged = with_se(PUBLISHED.get(name, {}).get(figure), 3)
+        lines.append(f"| {name} | {most} | {' | '.join(cells)} | {logged} |")
     return "\n".join(lines)
 
 
-def splits(found: dict[str, Rows]) -> str:
-    """Return the number of splits, or its range over the methods."""
-    counts = {len(group) for group in found.values()}
-    return str(min(counts)) if len(counts) == 1 else f"{min(counts)}-{max(counts)}"
+def cell(group: Rows, figure: str, most: int) -> str:
+    """Return mean and standard error, with the number of splits where it is not `most`."""
+    if not group:
+        return "-"
+    few = "" if len(group) == most else f", {len(group)} splits only"
+    return with_se(mean_se(row[figure] for row in group), 3) + few
 
 
 def differences(rows: Rows) -> str:
