@@ -28,7 +28,7 @@ demo: setup ## the main example, on real data (ARGS="--quick", ARGS="--help")
 	$(RUN) examples/quickstart.py $(ARGS)
 
 test: setup ## the fast tests (ARGS="-k name")
-	$(FAST_COMPILE) $(PYTEST) -m "not slow and not statistical" $(ARGS)
+	$(FAST_COMPILE) $(PYTEST) -m "not slow and not statistical and not exhaustive" $(ARGS)
 
 test-slow: setup ## the slow and the statistical tests
 	$(ONE_THREAD) $(PYTEST) -m "(slow or statistical) and not exhaustive" $(ARGS)
@@ -42,7 +42,7 @@ doctest: setup ## the examples in the docstrings
 examples: setup ## every example in its small form
 	@set -e; for script in examples/[a-z]*.py; do \
 	  echo "== $$script --quick"; \
-	  $(RUN) "$$script" --quick --out "output/quick/$$(basename "$$script" .py)"; \
+	  $(ONE_THREAD) $(RUN) "$$script" --quick --out "output/quick/$$(basename "$$script" .py)"; \
 	done
 
 check: setup ## lint, format, types, import direction, spelling

@@ -153,6 +153,7 @@ def test_arviz_needs_no_host(finished: tuple[MCMC, Counted]) -> None:
     assert data["posterior_predictive"]["y"].shape == (CHAINS, DRAWS, len(DATA))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Some donated buffers")  # NumPyro's, under a callable
 @pytest.mark.parametrize("method", ["sequential", jax.vmap])
@@ -316,6 +317,7 @@ def test_bad_input() -> None:
         mcmc_of(ScoreHMC(potential_fn=potential)).run(key)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_starting_points_are_drawn_again() -> None:
     def narrow() -> None:
