@@ -1,6 +1,6 @@
 """Does a posterior over kernels cover better than one kernel? Sunspots, several windows.
 
-    python -m benchmarks.bench_kernel_posterior            (about 15 CPU minutes)
+    python -m benchmarks.bench_kernel_posterior            (about 30 CPU minutes)
     python -m benchmarks.bench_kernel_posterior --quick    (one window, few draws)
     python -m benchmarks.bench_kernel_posterior --table    (the table of the rows on file)
 
@@ -128,7 +128,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "| kernels | windows | years inside 90% | width (sd) | log density a year | R-hat |",
         "|---|--:|--:|--:|--:|--:|",
     ]
-    by = {m: [r for r in rows if r["method"] == m] for m in ("likelihood", "posterior")}
+    cells_of = {(r["method"], r["first"]): r for r in rows}
+    both = sorted(first for method, first in cells_of if method == "posterior")
+    by = {m: [cells_of[m, first] for first in both] for m in ("likelihood", "posterior")}
     names = {"likelihood": "one, maximum likelihood", "posterior": "a posterior, NUTS"}
     for method, mine in by.items():
         share = sum(r["covered"] for r in mine) / sum(r["num"] for r in mine)
