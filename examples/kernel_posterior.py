@@ -9,6 +9,7 @@ kernel's values at a few pairs of years.
 """
 
 import argparse
+import functools
 from pathlib import Path
 
 import arviz as az
@@ -37,6 +38,7 @@ def sunspots() -> tuple[np.ndarray, np.ndarray]:
     return table["YEAR"].to_numpy(), np.sqrt(table["SUNACTIVITY"].to_numpy())
 
 
+@functools.cache  # made once and outside of any trace: inside, every gradient would make it anew
 def network(seed: int = 0) -> NeuralKernelNetwork:
     """Return the kernel to start from: sums of products of two of four primitives."""
     primitives = (Periodic(1.0, period=CYCLE), RBF(1.0), RationalQuadratic(0.5), Linear(0.3))
@@ -89,7 +91,7 @@ def draw_picture(year, y, ahead, truth, bands, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("output/kernel_posterior"))
-    parser.add_argument("--quick", action="store_true", help="60 draws of 2 chains")
+    parser.add_argument("--quick", action="store_true", help="40 draws of 2 chains")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     numpyro.enable_x64()
@@ -107,7 +109,7 @@ def main() -> None:
     print(f"maximum likelihood, log evidence {float(best.log_evidence):.1f}:")
     print(best.process.kernel.formula(x[:, None], min_share=0.03))
 
-    num, chains = (60, 2) if args.quick else (500, 4)
+    num, chains = (40, 2) if args.quick else (500, 4)
     kernel = NUTS(model, init_strategy=init_to_median(num_samples=50))
     mcmc = MCMC(kernel, num_warmup=num, num_samples=num, num_chains=chains,
                 chain_method="vectorized", progress_bar=False)  # fmt: skip
