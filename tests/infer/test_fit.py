@@ -186,6 +186,7 @@ def test_the_default_guide_starts_from_a_gaussian_and_ends_below_it():
     assert 0 < result.log_weight_sd < 1.5
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_equal_calls_give_equal_bits_whether_the_guide_is_new_or_not():
     options: dict[str, Any] = {"num_steps": 20, "check_every": 10, "progress_bar": False}

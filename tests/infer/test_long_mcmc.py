@@ -356,7 +356,15 @@ def test_a_save_costs_the_same_at_any_time(tmp_path: Path):
     assert len({path.stat().st_size for path in tmp_path.glob("draws-*")}) == 1
 
 
-@pytest.mark.parametrize("survives", [1, 2, 7, 11])
+@pytest.mark.parametrize(
+    "survives",
+    [
+        2,
+        7,
+        pytest.param(1, marks=pytest.mark.exhaustive),
+        pytest.param(11, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_kill_at_any_file_leaves_a_run_that_goes_on(
     survives: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: Any
 ):

@@ -402,6 +402,7 @@ def test_points_of_a_design_become_a_bank() -> None:
     np.testing.assert_allclose(found.potential, [0.0, 0.5, 2.0])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_step_size_and_length_can_be_given() -> None:
     fields = ("step_size", "num_steps", "move")

@@ -167,12 +167,14 @@ def test_derivatives_are_finite_at_coinciding_points_and_at_the_origin(name):
     check_derivatives(ROWS[name].make(), ROWS[name].smooth)
 
 
+@pytest.mark.exhaustive
 @every_kernel
 def test_derivatives_agree_with_differences(name):
     with jax.enable_x64(True):
         check_against_differences(ROWS[name].make())
 
 
+@pytest.mark.exhaustive
 @every_kernel
 def test_contractions_of_the_gradient(name):
     with jax.enable_x64(True):

@@ -390,6 +390,7 @@ def test_candidates_of_your_own_are_judged_and_stacked():
         assert "KernelEstimator: " in info.explain()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_candidate_without_a_share_changes_nothing(bent):
     x, fitted = bent
@@ -405,6 +406,7 @@ class _Callable:
         return lambda x: x
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_hyperparameters_of_candidates_may_be_mapped():
     x = jnp.asarray(_bent(), jnp.float32)
