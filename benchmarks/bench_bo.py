@@ -1,6 +1,6 @@
 """Bayesian optimisation with learned kernels: expected improvement over 10 coordinates.
 
-    python -m benchmarks.bench_bo                     (about 40 CPU minutes)
+    python -m benchmarks.bench_bo                     (3 CPU minutes)
     python -m benchmarks.bench_bo --quick             (seconds; one seed, few steps)
     python -m benchmarks.bench_bo --table             (the table of the rows on file)
     python -m benchmarks.bench_bo --figure            (docs/pictures/bo.png)
@@ -11,8 +11,8 @@ one-dimensional RBFs, which has to find the sum; and the oracle, told it: a weig
 
 10 random points, then 100 by the largest expected improvement over 10,000 uniform candidates. The
 kernel is refitted every 5 steps, from where the last fit ended, by 60 steps of Adam. Data are
-padded to one shape, so each kernel is compiled once. Sun et al. (2018), section 5.4, take 200 steps
-and refit from scratch by 5,000 steps of Adam at each: 300 times the cost.
+padded to one shape, so each kernel is compiled once. The published protocol (Sun et al. 2018)
+takes 200 steps and refits from scratch by 5,000 steps of Adam at each.
 """
 
 import argparse
@@ -88,7 +88,7 @@ HEADS = {"rbf": "RBF-ARD", "nkn": "NKN", "oracle": "sum of RBFs (told)"}
 
 @eqx.filter_jit
 def _improvement(process: Any, x: Any, y: Any, scale: Any, observed: Any, candidates: Any) -> Any:
-    """Return the logarithm of the expected improvement over the lowest observed value."""
+    """Return the expected improvement over the lowest observed value."""
     posterior = process.condition(x, y, scale, observed=observed)
     mean, variance = posterior.moments(candidates)
     spread = jnp.sqrt(jnp.maximum(variance, 1e-12))

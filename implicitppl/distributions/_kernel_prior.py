@@ -4,12 +4,12 @@ The parameters are those that the kernel declares (`implicitppl.kernels.paramete
 are named `<name>/<parameter>`, such as "k/first.lengthscale". Default priors go by kind, and are
 centred on the kernel's present value (v), so a kernel that was set from data brings its scales:
 
-    lengthscale, variance, period, scale of any kind    LogNormal(log v, 1)
-    period                                              LogNormal(log v, 1/4)
-    exponent, mixture                                   LogNormal(log v, 1)
-    frequency, mean, and other real numbers             Normal(v, |v|/4 or 1)
+    lengthscale, variance, other positive numbers       LogNormal(log v, 1)
+    period, positive frequency                          LogNormal(log v, 1/4)
+    real frequency                                      Normal(v, |v|/4), Normal(0, 1) for v = 0
+    mean, other real numbers                            Normal(v, 1)
     weight of a non-negative layer (o, i)               Exponential(i)
-    bias of one                                         Exponential(10 i)
+    bias of one                                         Exponential(10)
 
 Independent exponential weights are a uniform Dirichlet row times a gamma scale: rows that use one
 input only are as likely as any other, and the mean of a row's sum is 1, as in the published

@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from implicitppl.kernels import as_arrays, constrain, parameters, unconstrain
+from implicitppl.linalg import check_non_negative, check_positive
 
 
 @runtime_checkable
@@ -93,8 +94,9 @@ def fit(
         `result.process.condition(x, y, result.noise_scale)`.
 
     Raises:
-        ValueError: if `fixed` names no parameter, the log evidence is not finite at the start, or
-            data do not fit.
+        ValueError: if `fixed` names no parameter, `noise_scale` is not positive (0 may be held
+            fixed), the process was observed, the log evidence is not finite at the start, or data
+            do not fit.
 
     Cost `num_steps` times that of the gradient of the log evidence, O(N^3) for an exact process.
 
@@ -116,6 +118,9 @@ def fit(
         raise ValueError(f"`fixed` names {unknown}; the parameters are {known}.")
     if num_steps < 1:
         raise ValueError(f"`num_steps` must be at least 1; got {num_steps}.")
+    # A scale of 0 would stay 0: it moves by its logarithm.
+    check = check_non_negative if "noise_scale" in fixed else check_positive
+    check("noise_scale", noise_scale)
     points, values, mask = process.check_data(x, y, observed)
     chosen = _adam(num_steps, learning_rate) if optim is None else optim
     scale = jnp.asarray(noise_scale, values.dtype)
@@ -166,7 +171,7 @@ def _run(
             slope, state.optimiser, state.raw, value=value, grad=slope, value_fn=loss
         )
         moved = optax.apply_updates(state.raw, updates)
-        good = jnp.isfinite(value) & _all_finite(moved)
+        good = jnp.isfinite(value) & _none_nan(moved)
         back = jax.tree.map(lambda a, b: 0.5 * (a + b), state.raw, state.best)
         better = good & (value < state.best_value)
         return (
@@ -214,8 +219,9 @@ def _choose(condition: Array, yes: Any, no: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
-def _all_finite(tree: Any) -> Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+def _none_nan(tree: Any) -> Array:
+    # A parameter that is 0 has an infinite logarithm, and keeps it.
+    return ~jnp.any(jnp.stack([jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def _cast(tree: Any, dtype: jnp.dtype) -> Any:

@@ -61,7 +61,7 @@ class GridGaussianProcess(eqx.Module):
         ValueError: if there is no kernel, or `mean` is a function.
 
     Cost O(sum n_i^3 + N sum n_i) for the evidence of N = n_1 ... n_d outputs, times the number of
-    iterations where outputs are missing (5 to 50); memory O(N + sum n_i^2). First derivatives only.
+    iterations where outputs are missing; memory O(N + sum n_i^2). First derivatives only.
 
     Reference: Wilson et al. (2014), sections 3.2 and 3.3.
 

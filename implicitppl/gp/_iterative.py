@@ -26,6 +26,7 @@ from jax.scipy.linalg import cho_solve
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from implicitppl.gp._nugget import nugget
 from implicitppl.linalg import (
     check_positive,
     conjugate_gradients,
@@ -33,9 +34,8 @@ from implicitppl.linalg import (
     pivoted_cholesky,
 )
 from implicitppl.processes import (
+    AbstractGaussianProcess,
     GaussianProcess,
-    GaussianProcessValues,
-    Process,
     as_noise_variance,
     as_points,
     check_points,
@@ -53,7 +53,7 @@ class IterativeGaussianProcess(eqx.Module):
         rank: columns of the preconditioner; more make fewer iterations.
         num_probes: probes of the log determinant. Its standard error falls as 1/sqrt(num_probes)
             and with a better preconditioner.
-        tolerance: relative residual of a solution. Means need 1e-2 to 1e-4 of the data's spread.
+        tolerance: relative residual of a solution.
         max_iterations: of conjugate gradients.
         block: rows of the covariance held at once.
         key: of the probes.
@@ -159,7 +159,7 @@ class IterativeGaussianProcess(eqx.Module):
         return points, values, as_noise_variance(noise_scale, points.shape[0], points.dtype)
 
 
-class IterativePosterior(Process):
+class IterativePosterior(AbstractGaussianProcess):
     """A Gaussian process given observations, by conjugate gradients.
 
     Attributes:
@@ -179,12 +179,6 @@ class IterativePosterior(Process):
     relative_residual: Float[Array, ""]
     num_iterations: Array
 
-    def __call__(self, x: ArrayLike, noise_scale: ArrayLike | None = None) -> GaussianProcessValues:
-        """Return the distribution of f(x), or of f(x) + noise, as a `GaussianProcess` does."""
-        points = as_points("x", x)
-        noise = as_noise_variance(noise_scale, points.shape[0], points.dtype)
-        return GaussianProcessValues(self, points, noise)
-
     def mean_at(self, x: ArrayLike) -> Float[Array, " N"]:
         """Return the mean at every point of (N, D) or (N,)."""
         points = as_points("x", x)
@@ -196,7 +190,8 @@ class IterativePosterior(Process):
         points = as_points("x", x)
         cross = self.prior.process.kernel.gram(self.x, points)
         variance = self.prior.process.kernel.diag(points) - jnp.sum(cross * self._solve(cross), 0)
-        return self.mean_at(points), jnp.maximum(variance, 0)
+        mean = self.prior.process.prior_mean.at(points) + jnp.matmul(self.weights, cross)
+        return mean, jnp.maximum(variance, 0)
 
     def covariance(self, x: ArrayLike, y: ArrayLike | None = None) -> Float[Array, "N M"]:
         """Return the covariance of f(x) and f(y), of f(x) with itself if `y` is omitted."""
@@ -253,7 +248,7 @@ class _System(NamedTuple):
         def column(i: Array) -> Array:
             return kernel.gram(x, x[i][None, :])[:, 0]
 
-        low_rank = pivoted_cholesky(column, kernel.diag(x), gp.rank)
+        low_rank = pivoted_cholesky(column, kernel.diag(x) - nugget(kernel, x), gp.rank)
         scaled = low_rank / jnp.sqrt(noise)[:, None]
         inner = jnp.eye(low_rank.shape[1], dtype=x.dtype) + scaled.T @ scaled
         return _Preconditioner(low_rank, noise, jnp.linalg.cholesky(inner))
@@ -268,10 +263,10 @@ class _System(NamedTuple):
             max_iterations=self.gp.max_iterations,
         )
 
-    def bilinear(self, left: Array, right: Array) -> Array:
-        """Return sum_s left_s' C right_s, differentiable in the kernel and the noise."""
+    def bilinear(self, left: Float[Array, "N S"], right: Float[Array, "N S"]) -> Array:
+        """Return left_s' C right_s for every column, differentiable in kernel and noise."""
         moved = _product(self.gp.process.kernel, self.x, self.x, right, self.gp.block)
-        return jnp.sum(left * moved) + jnp.sum(self.noise_variance * jnp.sum(left * right, axis=1))
+        return jnp.sum(left * (moved + self.noise_variance[:, None] * right), axis=0)
 
 
 def _product(kernel: Any, x: Array, y: Array, columns: Array, block: int) -> Array:
@@ -297,26 +292,26 @@ def _log_evidence(
     y: Float[Array, " N"],
     noise_variance: Float[Array, " N"],
 ) -> Float[Array, ""]:
+    noise_variance = noise_variance + nugget(gp.process.kernel, x)
     system = _System(gp, x, noise_variance)
     residual = y - gp.process.prior_mean.at(x)
     preconditioner = system.preconditioner()
     probes = preconditioner.sample(gp.key, gp.num_probes)
     found = system.solve(jnp.concatenate([residual[:, None], probes], 1), preconditioner)
-    w, solved = found.x[:, :1], found.x[:, 1:]
+    w = found.x[:, :1]
     near = preconditioner.solve(probes)
     logs = log_of_tridiagonal(found.diagonals[1:], found.off_diagonals[1:])
     log_det = preconditioner.log_determinant() + jnp.mean(jnp.sum(probes * near, axis=0) * logs)
-    # One pass over the kernel serves both terms.
-    trace = solved / gp.num_probes
-    both = system.bilinear(jnp.concatenate([-w, trace], 1), jnp.concatenate([w, near], 1))
-    quadratic = jax.lax.stop_gradient(-jnp.sum(w * system.product(w)))
+    # One pass over the kernel serves both terms: w' C w, and the trace that has the determinant's
+    # derivative and not its value.
+    forms = system.bilinear(found.x, jnp.concatenate([w, near], 1))
+    quadratic = 2 * jnp.sum(w[:, 0] * residual) - forms[0]
+    trace = jnp.mean(forms[1:])
+    log_det = jax.lax.stop_gradient(log_det - trace) + trace
     # Unsolved systems make the evidence too high: learning would move to where solving fails.
     solved_well = jnp.max(found.relative_residuals) <= UNSOLVED
     quadratic = jnp.where(solved_well, quadratic, jnp.nan)
-    # The value of `both` is replaced by what the two terms are; its derivative is theirs.
-    value = both - jax.lax.stop_gradient(both) + quadratic + jax.lax.stop_gradient(log_det)
-    constant = x.shape[0] * math.log(2 * math.pi)
-    return -0.5 * (2 * jnp.sum(w[:, 0] * residual) + value + constant)
+    return -0.5 * (quadratic + log_det + x.shape[0] * math.log(2 * math.pi))
 
 
 @eqx.filter_jit
@@ -326,6 +321,7 @@ def _condition(
     y: Float[Array, " N"],
     noise_variance: Float[Array, " N"],
 ) -> IterativePosterior:
+    noise_variance = noise_variance + nugget(gp.process.kernel, x)
     system = _System(gp, x, noise_variance)
     residual = y - gp.process.prior_mean.at(x)
     found = system.solve(residual[:, None], system.preconditioner())

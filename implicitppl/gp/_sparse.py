@@ -18,7 +18,7 @@ Titsias, Variational learning of inducing variables in sparse Gaussian processes
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -27,12 +27,12 @@ from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
+from implicitppl.gp._nugget import nugget
 from implicitppl.kernels import real
 from implicitppl.linalg import check_positive, safe_cholesky
 from implicitppl.processes import (
+    AbstractGaussianProcess,
     GaussianProcess,
-    GaussianProcessValues,
-    Process,
     as_noise_variance,
     as_points,
     check_points,
@@ -125,7 +125,7 @@ class SparseGaussianProcess(eqx.Module):
         return _condition(self, points, values, noise, mask)
 
 
-class SparsePosterior(Process):
+class SparsePosterior(AbstractGaussianProcess):
     """A Gaussian process given observations, through inducing points.
 
     Attributes:
@@ -141,12 +141,6 @@ class SparsePosterior(Process):
     inner: Float[Array, "M M"]
     weights: Float[Array, " M"]
     jitter: Float[Array, ""]
-
-    def __call__(self, x: ArrayLike, noise_scale: ArrayLike | None = None) -> GaussianProcessValues:
-        """Return the distribution of f(x), or of f(x) + noise, as a `GaussianProcess` does."""
-        points = as_points("x", x)
-        noise = as_noise_variance(noise_scale, points.shape[0], points.dtype)
-        return GaussianProcessValues(self, points, noise)
 
     def mean_at(self, x: ArrayLike) -> Float[Array, " N"]:
         """Return the mean at every point of (N, D) or (N,)."""
@@ -199,7 +193,9 @@ def _collapse(
     observed: Array | None,
 ) -> _Collapsed:
     kernel, inducing = sparse.process.kernel, sparse.inducing.astype(x.dtype)
-    factor, jitter, _ = safe_cholesky(kernel.gram(inducing))
+    # No function of places explains white noise: it is noise of the outputs.
+    smooth = kernel.gram(inducing) - jnp.diag(nugget(kernel, inducing))
+    factor, jitter, _ = safe_cholesky(smooth)
     root = jax.lax.rsqrt(noise_variance)
     if observed is not None:
         root = jnp.where(observed, root, 0)  # a missing output has infinite noise
@@ -220,17 +216,26 @@ def _bound(
     noise_variance: Float[Array, " N"],
     observed: Bool[Array, " N"] | None,
 ) -> Float[Array, ""]:
+    extra = nugget(sparse.process.kernel, x)
+    noise_variance = noise_variance + extra
     parts = _collapse(sparse, x, y, noise_variance, observed)
     present = jnp.ones_like(y) if observed is None else observed.astype(y.dtype)
     log_scale = 0.5 * jnp.sum(present * jnp.log(2 * math.pi * noise_variance))
     log_det = jnp.sum(jnp.log(jnp.diagonal(parts.inner)))
     misfit = jnp.sum(parts.residual**2) - jnp.sum(parts.weights**2)
-    prior = jnp.sum(present * sparse.process.kernel.diag(x) / noise_variance)
+    prior = jnp.sum(present * (sparse.process.kernel.diag(x) - extra) / noise_variance)
     lost = prior - jnp.sum(parts.scaled**2)
     return -log_scale - log_det - 0.5 * misfit - 0.5 * lost
 
 
 @eqx.filter_jit
-def _condition(sparse: SparseGaussianProcess, *data: Any) -> SparsePosterior:
-    parts = _collapse(sparse, *data)
+def _condition(
+    sparse: SparseGaussianProcess,
+    x: Float[Array, "N D"],
+    y: Float[Array, " N"],
+    noise_variance: Float[Array, " N"],
+    observed: Bool[Array, " N"] | None,
+) -> SparsePosterior:
+    noise_variance = noise_variance + nugget(sparse.process.kernel, x)
+    parts = _collapse(sparse, x, y, noise_variance, observed)
     return SparsePosterior(sparse, parts.factor, parts.inner, parts.weights, parts.jitter)

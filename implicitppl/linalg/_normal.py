@@ -3,9 +3,8 @@
     log N(r; 0, K) = -1/2 r' K^-1 r - sum_i log L_ii - N/2 log 2 pi,       K = L L'
     d log N        =  1/2 tr((a a' - K^-1) dK) - a' dr,                    a = K^-1 r
 
-Differentiating through the factorisation costs three more products with triangular matrices than
-this rule does, which needs the inverse once. The rule is written in forward mode, so that both
-modes and second derivatives work.
+The derivative needs the inverse once, and not that of the factorisation. The rule is written in
+forward mode, so that both modes and second derivatives work.
 
 Rasmussen and Williams, Gaussian Processes for Machine Learning, equations (5.8) and (5.9).
 """
@@ -24,7 +23,7 @@ from implicitppl.linalg._triangular import inverse_from_factor
 def normal_log_density(
     residuals: Float[Array, "S N"], covariance: Float[Array, "M M"]
 ) -> Float[Array, " S"]:
-    """Return log N(r_s; 0, K) for every row r_s, differentiable at a third of the usual cost.
+    """Return log N(r_s; 0, K) for every row r_s, with derivatives in closed form.
 
     The least jitter that makes K positive definite is added (`safe_cholesky`).
 

@@ -1,6 +1,6 @@
 """Distributions over functions: `process(x)` is the NumPyro distribution of the values at x."""
 
-from implicitppl.processes._base import Process
+from implicitppl.processes._base import AbstractGaussianProcess, Process
 from implicitppl.processes._evidence import Evidence
 from implicitppl.processes._gaussian_process import GaussianProcess
 from implicitppl.processes._mean import Mean, as_mean
@@ -15,6 +15,7 @@ from implicitppl.processes._values import GaussianProcessValues
 from implicitppl.processes._whiten import WhitenReparam
 
 __all__ = [
+    "AbstractGaussianProcess",
     "Evidence",
     "GaussianProcess",
     "GaussianProcessValues",

@@ -20,7 +20,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float
 
 from implicitppl.kernels import Kernel
-from implicitppl.linalg import safe_cholesky
+from implicitppl.linalg import inverse_from_factor, safe_cholesky
 from implicitppl.processes._mean import Mean
 
 
@@ -59,16 +59,14 @@ class Evidence(eqx.Module):
         return self.present[:, None] * kernel.gram(self.x, x)
 
 
-def noisy_covariance(
-    kernel: Kernel,
-    x: Float[Array, "N D"],
+def with_noise(
+    covariance: Float[Array, "N N"],
     noise_variance: Float[Array, " N"],
     observed: Bool[Array, " N"] | None,
 ) -> Float[Array, "N N"]:
     """Return C, with rows and columns of the identity where outputs are missing."""
-    covariance = kernel.gram(x)
     if observed is None:
-        return covariance.at[jnp.diag_indices(x.shape[0])].add(noise_variance)
+        return covariance + jnp.diag(noise_variance)
     both = observed[:, None] & observed[None, :]
     diagonal = jnp.where(observed, noise_variance, 1)
     return jnp.where(both, covariance, 0) + jnp.diag(diagonal)
@@ -84,8 +82,7 @@ def gather(
     observed: Bool[Array, " N"] | None,
 ) -> Evidence:
     """Return the evidence of observations, at O(N^3)."""
-    covariance = noisy_covariance(kernel, x, noise_variance, observed)
-    factor, jitter, _ = safe_cholesky(covariance)
+    factor, jitter, _ = safe_cholesky(with_noise(kernel.gram(x), noise_variance, observed))
     residual = _residual(mean, x, y, observed)
     weights = _solve(factor, residual)
     return Evidence(kernel, mean, x, y, noise_variance, observed, factor, weights, jitter)
@@ -100,7 +97,7 @@ def extend(
     observed: Bool[Array, " M"] | None,
 ) -> Evidence:
     """Return the evidence of old and new observations, at O(N^2 M + M^3)."""
-    corner = noisy_covariance(old.kernel, x, noise_variance, observed)
+    corner = with_noise(old.kernel.gram(x), noise_variance, observed)
     present = jnp.ones_like(y) if observed is None else observed.astype(y.dtype)
     cross = old.cross(old.kernel, x) * present[None, :]
     side = solve_triangular(old.factor, cross, lower=True)
@@ -133,9 +130,7 @@ def left_out(evidence: Evidence) -> tuple[Float[Array, " N"], Float[Array, " N"]
 
     Reference: Rasmussen and Williams, equation (5.12).
     """
-    identity = jnp.eye(evidence.y.shape[0], dtype=evidence.y.dtype)
-    root = solve_triangular(evidence.factor, identity, lower=True)
-    precision = jnp.sum(root * root, axis=0)
+    precision = jnp.diagonal(inverse_from_factor(evidence.factor))
     return evidence.y - evidence.weights / precision, 1 / precision
 
 

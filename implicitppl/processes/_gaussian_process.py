@@ -21,20 +21,18 @@ from jaxtyping import Array, Bool, Float
 from numpyro.distributions import Normal
 
 from implicitppl.kernels import Kernel, as_arrays
-from implicitppl.processes._base import Process
+from implicitppl.processes._base import AbstractGaussianProcess
 from implicitppl.processes._evidence import Evidence, check_factor, extend, gather, left_out
 from implicitppl.processes._mean import Mean, ZeroMean, as_mean
 from implicitppl.processes._points import (
     as_noise_variance,
-    as_observed,
     as_points,
     check_points,
 )
 from implicitppl.processes._terms import additive_terms
-from implicitppl.processes._values import GaussianProcessValues
 
 
-class GaussianProcess(Process):
+class GaussianProcess(AbstractGaussianProcess):
     """A Gaussian process, as a prior or given observations.
 
     Args:
@@ -80,28 +78,6 @@ class GaussianProcess(Process):
         self.prior_mean = as_mean(mean)
         self.evidence = evidence
 
-    def __call__(
-        self,
-        x: ArrayLike,
-        noise_scale: ArrayLike | None = None,
-        *,
-        observed: ArrayLike | None = None,
-    ) -> GaussianProcessValues:
-        """Return the distribution of f(x), or of f(x) + noise.
-
-        Args:
-            x: (N, D) or (N,) points.
-            noise_scale: standard deviation of independent noise, a number or (N,); None for f.
-            observed: (N,) booleans; `log_prob` ignores the others, whatever their values.
-
-        Raises:
-            ValueError: if shapes do not fit, or known values are not finite.
-        """
-        points = as_points("x", x)
-        size = points.shape[0]
-        noise = as_noise_variance(noise_scale, size, points.dtype)
-        return GaussianProcessValues(self, points, noise, as_observed(observed, size))
-
     def condition(
         self,
         x: ArrayLike,
@@ -140,7 +116,14 @@ class GaussianProcess(Process):
     def check_data(
         self, x: ArrayLike, y: ArrayLike, observed: ArrayLike | None
     ) -> tuple[Float[Array, "N D"], Float[Array, " N"], Bool[Array, " N"] | None]:
-        """Return inputs, outputs and mask as arrays, or raise `ValueError`."""
+        """Return inputs, outputs and mask as arrays, or raise `ValueError`.
+
+        Raises:
+            ValueError: if they do not fit, or the process was observed: what it was observed with
+                would be learned with its parameters.
+        """
+        if self.evidence is not None:
+            raise ValueError("fit a process before it is observed; this one was: see `condition`.")
         return check_points(x, y, observed)
 
     def log_evidence(
@@ -215,10 +198,13 @@ class GaussianProcess(Process):
         prior = self.kernel.diag(x)
         if self.evidence is None:
             return self.prior_mean.at(x), prior
-        white = self._whitened(x)
+        # The cross covariance is the dear part: both moments come from one.
+        _check_width(self.evidence, x)
+        cross = self.evidence.cross(self.kernel, x)
+        white = solve_triangular(self.evidence.factor, cross, lower=True)
         # A variance below zero is rounding: the data determine f there to all digits.
         variance = jnp.maximum(prior - jnp.sum(white * white, axis=0), 0)
-        return self.mean_at(x), variance
+        return self.prior_mean.at(x) + jnp.matmul(self.evidence.weights, cross), variance
 
     def _whitened(self, x: Array) -> Array:
         """Return L^-1 k(X, x), with X the observed inputs."""

@@ -18,6 +18,7 @@ from numpyro.util import is_prng_key
 
 from implicitppl.distributions import OrderedDistribution, split_callable
 from implicitppl.linalg import SafeCholesky, normal_log_density, safe_cholesky
+from implicitppl.processes._evidence import with_noise
 
 Shape = tuple[int, ...]
 
@@ -145,13 +146,10 @@ def _draw(process: Any, x: Array, noise_variance: Array, key: Any, shape: Shape)
 def _log_density(
     process: Any, x: Array, noise_variance: Array, observed: Array | None, values: Array
 ) -> Array:
-    covariance = process.covariance(x)
+    covariance = with_noise(process.covariance(x), noise_variance, observed)
     residuals = values - process.mean_at(x)[None, :]
     missing = jnp.zeros((), int)
     if observed is not None:
         residuals = jnp.where(observed[None, :], residuals, 0)
-        covariance = jnp.where(observed[:, None] & observed[None, :], covariance, 0)
-        noise_variance = jnp.where(observed, noise_variance, 1)
         missing = jnp.sum(~observed)
-    covariance = covariance + jnp.diag(noise_variance)
     return normal_log_density(residuals, covariance) + 0.5 * missing * math.log(2 * math.pi)

@@ -8,7 +8,7 @@ import pytest
 from scipy.optimize import minimize
 
 from implicitppl.gp import fit
-from implicitppl.kernels import RBF, Kernel, Periodic, positive
+from implicitppl.kernels import RBF, ArcCosine, Kernel, Periodic, positive
 from implicitppl.processes import GaussianProcess
 
 X = np.linspace(-3, 3, 30)
@@ -129,6 +129,14 @@ BAD = {
         lambda: fit(GaussianProcess(Fragile(0.5)), X, Y, num_steps=2),
         "not finite at the starting point",
     ),
+    "no noise to learn": (
+        lambda: fit(GaussianProcess(RBF()), X, Y, 0.0, num_steps=2),
+        "`noise_scale` must be positive; got 0.0",
+    ),
+    "a posterior": (
+        lambda: fit(GaussianProcess(RBF()).condition(X, Y, 0.1), X, Y),
+        "fit a process before it is observed",
+    ),
     "a period": (lambda: GaussianProcess(Periodic(1.0, period=0.0)), "`period` must be positive"),
 }
 
@@ -138,3 +146,10 @@ def test_bad_input_is_refused(name):
     call, message = BAD[name]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_parameter_that_is_zero_stays_zero_and_the_others_learn():
+    found = fit(GaussianProcess(ArcCosine(1.0, 1.0, 0.0) + RBF()), X, Y, 0.3, num_steps=30)
+    assert int(found.num_failed) == 0
+    assert float(found.process.kernel.first.bias_variance) == 0
+    assert float(found.log_evidence) > float(found.history[0]) + 1

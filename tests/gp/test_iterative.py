@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from implicitppl.gp import IterativeGaussianProcess, fit
-from implicitppl.kernels import RBF
+from implicitppl.kernels import RBF, White
 from implicitppl.linalg import conjugate_gradients, log_of_tridiagonal, pivoted_cholesky
 from implicitppl.processes import GaussianProcess
 
@@ -75,6 +75,15 @@ def test_posterior_is_that_of_the_exact_process():
     np.testing.assert_allclose(ours(queries).variance, true(queries).variance, atol=1e-6)
     np.testing.assert_allclose(ours.covariance(queries, X), true.covariance(queries, X), atol=1e-6)
     assert float(ours.relative_residual) < 1e-8
+
+
+def test_white_noise_of_the_kernel_is_not_lost():
+    noisy = GaussianProcess(RBF(0.5) + White(0.3), 0.3)
+    ours = IterativeGaussianProcess(noisy, key=jax.random.key(0), block=64, tolerance=1e-8)
+    queries = X[:5] + 0.3
+    found, true = ours.condition(X, Y, 0.1)(queries), noisy.condition(X, Y, 0.1)(queries)
+    np.testing.assert_allclose(found.mean, true.mean, atol=1e-6)
+    np.testing.assert_allclose(found.variance, true.variance, atol=1e-6)
 
 
 @pytest.mark.statistical

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from implicitppl.gp import SparseGaussianProcess, fit
-from implicitppl.kernels import RBF, Matern32
+from implicitppl.kernels import RBF, Matern32, White
 from implicitppl.processes import GaussianProcess
 
 RNG = np.random.default_rng(0)
@@ -67,6 +67,17 @@ def test_inducing_points_at_the_inputs_give_the_exact_process(process):
     true = process.condition(X, Y, SCALE, observed=observed)(QUERIES, 0.3)
     np.testing.assert_allclose(ours.mean, true.mean, atol=1e-7)
     np.testing.assert_allclose(ours.variance, true.variance, atol=1e-7)
+
+
+def test_white_noise_of_the_kernel_is_noise_of_the_outputs(process):
+    """With inducing points at the inputs the bound is the evidence, white noise included."""
+    noisy = GaussianProcess(process.kernel + White(0.3), 0.4)
+    sparse = SparseGaussianProcess(noisy, X)
+    exact = noisy.log_evidence(X, Y, SCALE)
+    assert float(sparse.log_evidence(X, Y, SCALE)) == pytest.approx(float(exact), abs=1e-6)
+    ours, true = sparse.condition(X, Y, SCALE)(QUERIES), noisy.condition(X, Y, SCALE)(QUERIES)
+    np.testing.assert_allclose(ours.mean, true.mean, atol=1e-6)
+    np.testing.assert_allclose(ours.variance, true.variance, atol=1e-6)
 
 
 def test_the_bound_rises_with_every_point_and_stays_below_the_evidence(process):
