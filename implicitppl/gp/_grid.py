@@ -220,21 +220,20 @@ def _apply(matrices: Sequence[Array], tensor: Array) -> Array:
 
 
 class _System(NamedTuple):
-    """C on the grid: the identity, times the noise variance, where outputs are missing."""
+    """C on the grid; tensors are 0 where outputs are missing, and products keep them so."""
 
     spectrum: _Spectrum
     noise_variance: Float[Array, ""]
     present: Grid  # 1 where an output was observed
 
     def product(self, w: Grid) -> Grid:
-        smooth = _apply(self.spectrum.matrices, self.present * w)
-        return self.present * smooth + self.noise_variance * w
+        return self.present * _apply(self.spectrum.matrices, w) + self.noise_variance * w
 
     def precondition(self, r: Grid) -> Grid:
         vectors = self.spectrum.vectors
-        inner = _apply([u.T for u in vectors], self.present * r)
+        inner = _apply([u.T for u in vectors], r)
         inner = inner / (jax.lax.stop_gradient(self.spectrum.values) + self.noise_variance)
-        return self.present * _apply(vectors, inner) + (1 - self.present) * r / self.noise_variance
+        return self.present * _apply(vectors, inner)
 
     def solve(self, r: Grid, gp: GridGaussianProcess) -> Grid:
         """Return C^-1 r, without derivatives."""
@@ -298,8 +297,8 @@ def _condition(
     observed: Bool[Array, "*n"] | None,
 ) -> GridPosterior:
     system, residual = _system(gp, axes, y, noise_scale, observed)
-    weights = system.present * system.solve(residual, gp)
-    left = _norm(system.present * (system.product(weights) - residual))
+    weights = system.solve(residual, gp)
+    left = _norm(system.product(weights) - residual)
     size = jnp.maximum(_norm(residual), jnp.finfo(y.dtype).tiny)
     return GridPosterior(gp, axes, y, noise_scale, observed, weights, left / size)
 
@@ -327,6 +326,6 @@ def _sample(posterior: GridPosterior, keys: Array) -> Float[Array, "S *n"]:
         prior = _apply(factors, jax.random.normal(function_key, shape, dtype))
         noise = posterior.noise_scale * jax.random.normal(noise_key, shape, dtype)
         w = system.solve(residual - system.present * (prior + noise), gp)
-        return mean + prior + _apply(system.spectrum.matrices, system.present * w)
+        return mean + prior + _apply(system.spectrum.matrices, w)
 
     return jax.lax.map(one, keys)
