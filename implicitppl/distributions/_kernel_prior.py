@@ -30,7 +30,7 @@ from numpyro.distributions import Distribution, Exponential, LogNormal, Normal
 from implicitppl.kernels import Kernel, Parameter, as_arrays, parameters
 
 K = TypeVar("K", bound=Kernel)
-Prior = Mapping[str, Distribution | ArrayLike]
+Prior = Mapping[str, Any]  # a distribution, or a number that is held
 
 WIDTH = 1.0
 """Standard deviation of the log of a positive parameter: 95% lie within a factor of 7."""
@@ -83,8 +83,8 @@ def random_kernel(
         `Predictive`, and `numpyro.handlers` treat them as such.
 
     Raises:
-        ValueError: if `prior` has a name that the kernel has not, or a kernel holds numbers that
-            it does not declare.
+        ValueError: if `kernel` is none, `prior` has a name that the kernel has not or a value that
+            is neither, or a kernel holds numbers that it does not declare.
 
     The module is registered by `numpyro.contrib.module.random_eqx_module`.
 
@@ -100,6 +100,8 @@ def random_kernel(
         >>> [site for site in trace if trace[site]["type"] == "sample"]
         ['k/variance']
     """
+    if not isinstance(kernel, Kernel):
+        raise ValueError(f"`kernel` must be a kernel of `implicitppl.kernels`; got {kernel!r}.")
     arrays = as_arrays(kernel)
     known = parameters(arrays)
     choices = _choices(known, prior)
@@ -161,6 +163,11 @@ def _choices(
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ValueError(f"`prior` names {unknown}; the kernel's parameters are {sorted(known)}.")
+    for key, value in given.items():
+        if not isinstance(value, Distribution) and not eqx.is_array_like(value):
+            raise ValueError(
+                f"`prior` must give a distribution or a number for {key!r}; got {value!r}."
+            )
     return {key: given.get(key, kernel_prior(parameter)) for key, parameter in known.items()}
 
 

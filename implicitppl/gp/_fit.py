@@ -64,7 +64,7 @@ class Fit(NamedTuple):
 
 
 def fit(
-    process: M,
+    process: M | Any,
     x: Any,
     y: ArrayLike,
     noise_scale: ArrayLike = 0.1,
@@ -94,9 +94,9 @@ def fit(
         `result.process.condition(x, y, result.noise_scale)`.
 
     Raises:
-        ValueError: if `fixed` names no parameter, `noise_scale` is not positive (0 may be held
-            fixed), the process was observed, the log evidence is not finite at the start, or data
-            do not fit.
+        ValueError: if `process` has no evidence or was observed, `fixed` names no parameter,
+            `noise_scale` is not positive (0 may be held fixed), the log evidence is not finite at
+            the start, or data do not fit.
 
     Cost `num_steps` times that of the gradient of the log evidence, O(N^3) for an exact process.
 
@@ -112,7 +112,15 @@ def fit(
         >>> bool(found.log_evidence > found.history[0])
         True
     """
+    if not isinstance(process, HasEvidence):
+        raise ValueError(
+            "`process` must be a `GaussianProcess` or another model with `log_evidence`; "
+            f"got {type(process).__name__}."
+        )
+    check_positive("learning_rate", learning_rate)
     known = [*parameters(process), "noise_scale"]
+    if isinstance(fixed, str):
+        raise ValueError(f"`fixed` must be a collection of names, such as [{fixed!r}].")
     unknown = sorted(set(fixed) - set(known))
     if unknown:
         raise ValueError(f"`fixed` names {unknown}; the parameters are {known}.")

@@ -85,13 +85,14 @@ class GridGaussianProcess(eqx.Module):
 
     def __init__(
         self,
-        kernels: Sequence[Kernel],
+        kernels: Sequence[Kernel] | Any,
         mean: Any = None,
         *,
         tolerance: float = 1e-6,
         max_iterations: int = 200,
     ):
-        if not kernels or not all(isinstance(kernel, Kernel) for kernel in kernels):
+        alone = isinstance(kernels, Kernel)
+        if alone or not kernels or not all(isinstance(kernel, Kernel) for kernel in kernels):
             raise ValueError(f"`kernels` must hold a kernel for each axis; got {kernels!r}.")
         if callable(mean) and not isinstance(mean, Mean):
             raise ValueError("`mean` must be None or a number: subtract other means first.")

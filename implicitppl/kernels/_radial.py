@@ -55,6 +55,7 @@ class Radial(Kernel):
         return self._variance(X) * self.profile(self._scaled_distances(X, other))
 
     def diag(self, X: Float[Array, "N D"]) -> Float[Array, " N"]:
+        self._lengthscale(X)  # the diagonal does not need it, but its shape must fit
         return jnp.full((X.shape[0],), self._variance(X), X.dtype)
 
     def mean_gradient(

@@ -100,6 +100,8 @@ def test_priors_by_name_numbers_and_functions():
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match=r"`prior` names \['scale'\]; the kernel's parameters are"):
         _sites(RBF(), {"scale": HalfNormal()})
+    with pytest.raises(ValueError, match="a distribution or a number for 'variance'; got 'wide'"):
+        _sites(RBF(), {"variance": "wide"})
     with pytest.raises(ValueError, match="none of the kernel's parameters"):
         kernel_at(RBF(), {"lengthscale": 1.0}, "k")
 

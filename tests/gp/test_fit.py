@@ -127,6 +127,15 @@ def test_ill_conditioned_data_train_without_nan():
 
 BAD = {
     "a name": (lambda: fit(GaussianProcess(RBF()), X, Y, fixed=["scale"]), r"`fixed` names \['sc"),
+    "a kernel": (lambda: fit(RBF(), X, Y), "must be a `GaussianProcess` or another model"),
+    "a string": (
+        lambda: fit(GaussianProcess(RBF()), X, Y, fixed="kernel.variance"),
+        "must be a collection of names",
+    ),
+    "a rate": (
+        lambda: fit(GaussianProcess(RBF()), X, Y, learning_rate=-1.0),
+        "`learning_rate` must be positive",
+    ),
     "steps": (lambda: fit(GaussianProcess(RBF()), X, Y, num_steps=0), "must be at least 1; got 0"),
     "nan": (lambda: fit(GaussianProcess(RBF()), X, Y * np.nan), "`y` must be finite; 30 of 30"),
     "a start": (

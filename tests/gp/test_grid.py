@@ -107,6 +107,7 @@ BAD = {
     ),
     "noise": (lambda: _grid().log_evidence((ROWS, COLUMNS), PICTURE, 0.0), "must be positive"),
     "mean": (lambda: GridGaussianProcess((RBF(),), jnp.sin), "must be None or a number"),
+    "one kernel": (lambda: GridGaussianProcess(RBF()), "must hold a kernel for each axis"),
     "kernels": (lambda: GridGaussianProcess(()), "must hold a kernel for each axis"),
 }
 

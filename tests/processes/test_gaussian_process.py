@@ -280,6 +280,10 @@ BAD = {
         lambda: GaussianProcess(RBF()).condition(X, X, 0.1)(np.zeros((2, 3))).mean,
         "must have 1 coordinates",
     ),
+    "lengthscales for other coordinates": (
+        lambda: GaussianProcess(RBF(np.ones(3)))(X).variance,
+        "`lengthscale` must be a scalar or one for each of the D = 1",
+    ),
     "nothing observed": (lambda: GaussianProcess(RBF()).leave_one_out(), "nothing was observed"),
     "not a covariance": (
         lambda: GaussianProcess(Indefinite()).condition(X, X, 0.1),
