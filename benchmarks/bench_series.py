@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.accuracy import RESULTS, append, provenance, read
 from benchmarks.series_problems import Series, Start, airline, co2, cut, figures, kernels, sunspots
-from implicitppl.gp import Fit, fit
+from implicitppl.gp import Fit, best_fit
 from implicitppl.kernels import NeuralKernelNetwork, Periodic
 from implicitppl.processes import GaussianProcess
 
@@ -34,25 +34,16 @@ MIN_SHARE = 0.02
 """Terms of the learned kernel that a row tells: those of at least this part of its variance."""
 
 
-def best_fit(
+def learn(
     s: Series, start: Start, seed: int, restarts: int, num_steps: int
 ) -> tuple[Fit, list[float]]:
     """Return the fit of the highest evidence, and the evidence of every start."""
     x, y = jnp.asarray(s.x[: s.num_fitted]), jnp.asarray(s.y[: s.num_fitted])
     keys = jax.random.split(jax.random.key(seed), restarts)
-    fits = [
-        fit(
-            GaussianProcess(start(key, i == 0)),
-            x,
-            y,
-            NOISE,
-            num_steps=num_steps,
-            learning_rate=LEARNING_RATE,
-        )
-        for i, key in enumerate(keys)
-    ]
-    evidences = [round(float(found.log_evidence), 3) for found in fits]
-    return fits[int(np.argmax(evidences))], evidences
+    starts = [GaussianProcess(start(key, i == 0)) for i, key in enumerate(keys)]
+    options = {"num_steps": num_steps, "learning_rate": LEARNING_RATE}
+    found, evidence = best_fit(starts, x, y, NOISE, **options)
+    return found, [round(float(value), 3) for value in evidence]
 
 
 def measure(s: Series, found: Fit) -> dict[str, Any]:
@@ -82,7 +73,7 @@ def measure(s: Series, found: Fit) -> dict[str, Any]:
 def run(s: Series, start: Start, seed: int, restarts: int, num_steps: int) -> dict[str, Any]:
     """Return the row of one method and seed; CPU seconds include compilation."""
     begin = time.process_time()
-    found, evidences = best_fit(s, start, seed, restarts, num_steps)
+    found, evidences = learn(s, start, seed, restarts, num_steps)
     return {
         "log_evidence": max(evidences),
         "evidences": evidences,

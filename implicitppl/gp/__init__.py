@@ -1,6 +1,6 @@
 """Gaussian processes at work: learning their parameters, and what makes them large."""
 
-from implicitppl.gp._fit import Fit, fit
+from implicitppl.gp._fit import Fit, best_fit, fit
 from implicitppl.gp._grid import GridGaussianProcess, GridPosterior
 from implicitppl.gp._iterative import IterativeGaussianProcess, IterativePosterior
 from implicitppl.gp._sparse import SparseGaussianProcess, SparsePosterior
@@ -13,5 +13,6 @@ __all__ = [
     "IterativePosterior",
     "SparseGaussianProcess",
     "SparsePosterior",
+    "best_fit",
     "fit",
 ]

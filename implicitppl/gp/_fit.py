@@ -7,13 +7,14 @@ other data compiles nothing. The best point met is returned, so a fit never ends
 began; where a value or gradient is not finite the next point is half way back to the best one.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
@@ -142,6 +143,44 @@ def fit(
             f"and `noise_scale` ({noise_scale})."
         )
     return result
+
+
+def best_fit(
+    starts: Sequence[M | Any], x: Any, y: ArrayLike, noise_scale: ArrayLike = 0.1, **options: Any
+) -> tuple[Fit, Float[np.ndarray, " starts"]]:
+    """Return the fit of the highest log evidence of several starts, and the evidence of each.
+
+    For kernels whose evidence has many maxima: periods, spectral mixtures, networks. The choice
+    looks at the fitted outputs only. Starts of equal structure share one compiled program.
+
+    Args:
+        starts: processes to start at, as for `fit`.
+        x, y, noise_scale, options: those of `fit`, the same for every start.
+
+    Returns:
+        `(fit, log_evidence)`, the second of shape (num_starts,).
+
+    Raises:
+        ValueError: as `fit` does; if `starts` is empty.
+
+    Costs as many fits.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from implicitppl.gp import best_fit
+        >>> from implicitppl.kernels import Periodic
+        >>> from implicitppl.processes import GaussianProcess
+        >>> x = jnp.linspace(0, 9, 40)
+        >>> starts = [GaussianProcess(Periodic(period=p)) for p in (0.7, 2.9)]
+        >>> found, evidence = best_fit(starts, x, jnp.sin(2 * x), num_steps=100)
+        >>> round(float(found.process.kernel.period), 2), int(evidence.argmax())
+        (3.14, 1)
+    """
+    if not starts:
+        raise ValueError("`starts` must hold at least one process; it is empty.")
+    fits = [fit(start, x, y, noise_scale, **options) for start in starts]
+    evidence = np.array([float(found.log_evidence) for found in fits])
+    return fits[int(evidence.argmax())], evidence
 
 
 @cache

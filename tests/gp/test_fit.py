@@ -7,7 +7,7 @@ import optax
 import pytest
 from scipy.optimize import minimize
 
-from implicitppl.gp import fit
+from implicitppl.gp import best_fit, fit
 from implicitppl.kernels import RBF, ArcCosine, Kernel, Periodic, positive
 from implicitppl.processes import GaussianProcess
 
@@ -166,3 +166,17 @@ def test_a_parameter_that_is_zero_stays_zero_and_the_others_learn():
     assert int(found.num_failed) == 0
     assert float(found.process.kernel.first.bias_variance) == 0
     assert float(found.log_evidence) > float(found.history[0]) + 1
+
+
+def test_the_best_of_several_starts_is_kept():
+    # log p(y) has a maximum for each of a period's divisors and multiples: a start finds the next.
+    y, options = np.sin(2 * X), {"num_steps": 60}
+    starts = [GaussianProcess(Periodic(period=period)) for period in (0.5, 2.9, 0.9)]
+    found, evidence = best_fit(starts, X, y, **options)
+    alone = [float(fit(start, X, y, **options).log_evidence) for start in starts]
+    np.testing.assert_array_equal(evidence, alone)
+    assert np.argmax(evidence) == 1 and evidence[1] > max(evidence[0], evidence[2]) + 10
+    assert float(found.log_evidence) == evidence[1]
+    assert float(found.process.kernel.period) == pytest.approx(np.pi, abs=0.05)
+    with pytest.raises(ValueError, match="`starts` must hold at least one"):
+        best_fit([], X, y)
