@@ -27,7 +27,11 @@ class SafeCholesky(NamedTuple):
 
 
 def safe_cholesky(
-    matrix: Float[Array, "N N"], *, jitter: float | None = None, num_tries: int = 6
+    matrix: Float[Array, "N N"],
+    *,
+    jitter: float | None = None,
+    num_tries: int = 6,
+    unit: Float[Array, ""] | None = None,
 ) -> SafeCholesky:
     """Return the Cholesky factor of a symmetric matrix, adding the least jitter that works.
 
@@ -37,6 +41,8 @@ def safe_cholesky(
     Args:
         matrix: symmetric (N, N); only its symmetric part is used.
         jitter: first relative jitter. Default 10 machine epsilons of the dtype: rounding level.
+        unit: what the jitter is relative to. Default mean(diag A); where A is a difference of
+            larger matrices, its rounding errors are relative to those.
         num_tries: how many jitters are tried after 0. The default reaches 1e6 epsilons, about
             0.1 relative in float32: beyond it the matrix is not a covariance with rounding error.
 
@@ -62,11 +68,11 @@ def safe_cholesky(
     if num_tries < 0:
         raise ValueError(f"`num_tries` must be non-negative; got {num_tries}.")
     first = 10 * float(jnp.finfo(matrix.dtype).eps) if jitter is None else jitter
-    scale = jnp.mean(jnp.abs(jnp.diagonal(matrix)))
-    frozen, unit = jax.lax.stop_gradient((matrix, scale))
+    scale = jnp.mean(jnp.abs(jnp.diagonal(matrix))) if unit is None else unit
+    frozen, size = jax.lax.stop_gradient((matrix, scale))
 
     def factor_with(relative: Float[Array, ""]) -> Array:
-        return jnp.linalg.cholesky(frozen + relative * unit * identity)
+        return jnp.linalg.cholesky(frozen + relative * size * identity)
 
     def keep_going(state: tuple[Array, Array, Array]) -> Array:
         index, _, factor = state
@@ -82,7 +88,7 @@ def safe_cholesky(
     start = (jnp.zeros((), jnp.int32), zero, factor_with(zero))
     _, relative, frozen_factor = jax.lax.while_loop(keep_going, escalate, start)
     factor = _factor_of(matrix + relative * scale * identity, frozen_factor)
-    return SafeCholesky(factor, relative * unit, jnp.all(jnp.isfinite(frozen_factor)))
+    return SafeCholesky(factor, relative * size, jnp.all(jnp.isfinite(frozen_factor)))
 
 
 @jax.custom_jvp

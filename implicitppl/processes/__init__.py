@@ -2,8 +2,12 @@
 
 from implicitppl.processes._base import AbstractGaussianProcess, Process
 from implicitppl.processes._evidence import Evidence
+from implicitppl.processes._function_values import FunctionValues
+from implicitppl.processes._gaussian_draws import GaussianDraws
 from implicitppl.processes._gaussian_process import GaussianProcess
+from implicitppl.processes._implicit import ImplicitProcess, check_coherent
 from implicitppl.processes._mean import Mean, as_mean
+from implicitppl.processes._parametric import FunctionDraws, ParametricProcess
 from implicitppl.processes._points import (
     as_noise_variance,
     as_points,
@@ -17,15 +21,21 @@ from implicitppl.processes._whiten import WhitenReparam
 __all__ = [
     "AbstractGaussianProcess",
     "Evidence",
+    "FunctionDraws",
+    "FunctionValues",
+    "GaussianDraws",
     "GaussianProcess",
     "GaussianProcessValues",
+    "ImplicitProcess",
     "Mean",
+    "ParametricProcess",
     "Process",
     "WhitenReparam",
     "additive_terms",
     "as_mean",
     "as_noise_variance",
     "as_points",
+    "check_coherent",
     "check_finite",
     "check_points",
 ]

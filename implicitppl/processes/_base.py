@@ -5,6 +5,7 @@ and for a posterior by any method.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import Distribution
 
+from implicitppl.processes._gaussian_draws import GaussianDraws
 from implicitppl.processes._points import as_noise_variance, as_observed, as_points
 from implicitppl.processes._values import GaussianProcessValues
 
@@ -23,8 +25,14 @@ class Process(eqx.Module):
     def __call__(self, x: ArrayLike, *args: Any, **kwargs: Any) -> Distribution:
         """Return the distribution of the function's values at `x`."""
 
-    def sample(self, key: PRNGKeyArray, x: ArrayLike, num_samples: int = 1) -> Float[Array, "S N"]:
-        """Return values of `num_samples` functions at `x`, (S, N)."""
+    @abstractmethod
+    def draw(self, key: PRNGKeyArray, num_samples: int = 1) -> Callable[[ArrayLike], Array]:
+        """Return S functions that stay the same over several calls: x -> (S, N) or (S, N, P)."""
+
+    def sample(
+        self, key: PRNGKeyArray, x: ArrayLike, num_samples: int = 1
+    ) -> Float[Array, "S N *P"]:
+        """Return values of `num_samples` functions at `x`, (S, N) or (S, N, P)."""
         return self(x).sample(key, (num_samples,))
 
 
@@ -42,6 +50,23 @@ class AbstractGaussianProcess(Process):
     @abstractmethod
     def covariance(self, x: ArrayLike, y: ArrayLike | None = None) -> Float[Array, "N M"]:
         """Return the covariance of f(x) and f(y), of f(x) with itself if `y` is omitted."""
+
+    def draw(self, key: PRNGKeyArray, num_samples: int = 1) -> GaussianDraws:
+        """Return S functions; the same key and order of points give the same functions.
+
+        There is no weight space to draw from: the functions are drawn point by point, and the
+        object that is returned remembers, in Python, the points it was asked for. Make it inside
+        of the `jit`, `vmap` or `grad` that it is called under.
+
+        Args:
+            key: random key.
+            num_samples: S.
+
+        Returns:
+            A callable from points (N, D) or (N,) to values (S, N). Cost of a call with M new
+            points after n others: O(n^2 M + M^3).
+        """
+        return GaussianDraws(self, key, num_samples)
 
     def __call__(
         self,

@@ -11,6 +11,7 @@ shapes stay what they are, so that data may be padded. New observations extend L
 at O(N^2) for each of them.
 """
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -100,10 +101,7 @@ def extend(
     corner = with_noise(old.kernel.gram(x), noise_variance, observed)
     present = jnp.ones_like(y) if observed is None else observed.astype(y.dtype)
     cross = old.cross(old.kernel, x) * present[None, :]
-    side = solve_triangular(old.factor, cross, lower=True)
-    block, jitter, _ = safe_cholesky(corner - jnp.matmul(side.T, side, precision="highest"))
-    top = jnp.concatenate([old.factor, jnp.zeros_like(side)], axis=1)
-    factor = jnp.concatenate([top, jnp.concatenate([side.T, block], axis=1)])
+    factor, jitter = extend_factor(old.factor, cross, corner)
     both_observed = None
     if old.observed is not None or observed is not None:
         both_observed = jnp.concatenate([old.present, present]) > 0
@@ -120,6 +118,24 @@ def extend(
         _solve(factor, residual),
         jnp.maximum(jitter, old.jitter),
     )
+
+
+def extend_factor(
+    factor: Float[Array, "N N"], cross: Float[Array, "N M"], corner: Float[Array, "M M"]
+) -> tuple[Float[Array, "N+M N+M"], Float[Array, ""]]:
+    """Return the factor of [[L L', cross], [cross', corner]], and the jitter that it took.
+
+    What is factorised, corner - B' B, may be rounding alone (points seen before, a kernel of low
+    rank): the jitter is relative to the corner, whose rounding it is. Where all variances are 0,
+    it is the root of the smallest number, so that a known value has a factor too.
+    """
+    side = solve_triangular(factor, cross, lower=True)
+    variance = jnp.mean(jnp.diagonal(corner))
+    unit = jnp.where(variance > 0, variance, math.sqrt(jnp.finfo(corner.dtype).tiny))
+    rest = corner - jnp.matmul(side.T, side, precision="highest")
+    block, jitter, _ = safe_cholesky(rest, unit=unit)
+    top = jnp.concatenate([factor, jnp.zeros_like(side)], axis=1)
+    return jnp.concatenate([top, jnp.concatenate([side.T, block], axis=1)]), jitter
 
 
 def left_out(evidence: Evidence) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
