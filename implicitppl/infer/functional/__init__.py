@@ -1,0 +1,36 @@
+"""Inference over functions: the functional ELBO, its divergences and measurement points."""
+
+from implicitppl.infer.functional._divergence import (
+    Divergence,
+    GaussianKL,
+    GridKL,
+    Pair,
+    RegularizedKL,
+)
+from implicitppl.infer.functional._gaussian import Moments, gaussian_kl, sample_moments
+from implicitppl.infer.functional._loss import Comparison, FunctionalELBO
+from implicitppl.infer.functional._measurement import (
+    DataNoise,
+    HeldInputs,
+    Measurement,
+    UniformBox,
+)
+from implicitppl.infer.functional._score import ScoreKL
+
+__all__ = [
+    "Comparison",
+    "DataNoise",
+    "Divergence",
+    "FunctionalELBO",
+    "GaussianKL",
+    "GridKL",
+    "HeldInputs",
+    "Measurement",
+    "Moments",
+    "Pair",
+    "RegularizedKL",
+    "ScoreKL",
+    "UniformBox",
+    "gaussian_kl",
+    "sample_moments",
+]

@@ -1,0 +1,125 @@
+"""What a functional ELBO says, and how its divergence grows with the points of comparison.
+
+The divergence of a network from a process that is not degenerate is infinite. At finitely many
+points and with noise it is a number; whether that number has settled is seen by asking at more
+points. With fixed noise it goes on growing, with regularisation it converges.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from implicitppl.infer.functional._divergence import (
+    GaussianKL,
+    RegularizedKL,
+    flat,
+    make_pair,
+)
+from implicitppl.infer.functional._measurement import measurement_points
+from implicitppl.processes import Process
+
+MULTIPLES = (1, 2, 4)
+DRAWS_PER_POINT, MIN_DRAWS = 5, 1000
+
+
+class Growth(NamedTuple):
+    """Divergences of one function at more and more points, in nats.
+
+    Attributes:
+        name: of the function.
+        num_points: n, with 1, 2 and 4 times the measurement points.
+        noisy: KL of Gaussian moments with fixed noise.
+        regularized: KL of Gaussian moments with noise variance g n.
+    """
+
+    name: str
+    num_points: tuple[int, ...]
+    noisy: tuple[float, ...]
+    regularized: tuple[float, ...]
+
+
+class FunctionalReport(NamedTuple):
+    """What the objective is at given parameters.
+
+    Attributes:
+        objective: in words, whether the loss is a bound.
+        divergence: in words, with its settings.
+        weight: of the divergence, as a number.
+        num_particles: S.
+        expected_log_density: of everything in the model and guide that is no function, in nats.
+        divergence_value: of all functions together, in nats, before the weight.
+        growth: for each function, how the divergence grows with the points.
+        warnings: what makes the numbers doubtful.
+    """
+
+    objective: str
+    divergence: str
+    weight: float
+    num_particles: int
+    expected_log_density: float
+    divergence_value: float
+    growth: tuple[Growth, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def loss(self) -> float:
+        """Minus expected log density, plus weight times divergence."""
+        return self.weight * self.divergence_value - self.expected_log_density
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.objective}: {self.loss:.3f} nats",
+            f"  expected log density {self.expected_log_density:.3f}",
+            f"  divergence {self.divergence_value:.3f}, weight {self.weight:g}: {self.divergence}",
+            f"  {self.num_particles} particles",
+        ]
+        for found in self.growth:
+            lines.append(f"  divergence of '{found.name}' at more points (fixed noise | g n):")
+            rows = zip(found.num_points, found.noisy, found.regularized, strict=True)
+            lines += [f"    {n:6d} points {a:12.3f} | {b:10.3f}" for n, a, b in rows]
+        return "\n".join([*lines, *(f"  warning: {text}" for text in self.warnings)])
+
+
+def caveats(name: str, values: Array, num_particles: int) -> list[str]:
+    """Return what is to be said of the particles of one function."""
+    found = []
+    num_points = values.shape[1]
+    if num_particles <= num_points:
+        found.append(
+            f"'{name}': {num_particles} particles at {num_points} values; their covariance has rank "
+            f"{num_particles - 1}, and the guide is pulled to be narrow. Take more particles."
+        )
+    if not bool(jnp.any(jnp.std(values, axis=0) > 0)):
+        found.append(f"'{name}': all particles are equal: the guide has collapsed to one function.")
+    return found
+
+
+def growth(
+    name: str,
+    guide: Process,
+    prior: Process,
+    x: Array,
+    measurement: Callable[..., Any] | None,
+    key: PRNGKeyArray,
+    noise: float,
+    strength: float,
+) -> Growth:
+    """Return divergences of two processes at the inputs and 1, 2, 4 sets of measured points."""
+    measure_key, draw_key = jax.random.split(key)
+    sets = [
+        measurement_points(measurement, jax.random.fold_in(measure_key, i), x)
+        for i in range(MULTIPLES[-1])
+    ]
+    sizes, noisy, regularized = [], [], []
+    for multiple in MULTIPLES:
+        points = jnp.concatenate([x, *sets[:multiple]], axis=0)
+        num = max(MIN_DRAWS, DRAWS_PER_POINT * points.shape[0])
+        values = flat(guide.sample(draw_key, points, num))
+        pair = make_pair(values, guide, prior, points, draw_key)
+        sizes.append(points.shape[0])
+        noisy.append(float(GaussianKL(noise)(pair, draw_key)))
+        regularized.append(float(RegularizedKL(strength)(pair, draw_key)))
+    return Growth(name, tuple(sizes), tuple(noisy), tuple(regularized))
