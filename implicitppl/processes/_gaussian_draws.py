@@ -76,16 +76,22 @@ class GaussianDraws:
                 f"`x` must have {memory.x.shape[1]} coordinates, as before; got {points.shape[1]}."
             )
         rows = self._num_asked + np.arange(points.shape[0])
-        first = _first_equal(memory.x, points)
-        if isinstance(first, jax.core.Tracer):
-            memory = _remember(self._process, memory, points, first, rows, self._key)
-        else:
-            first, kept = _without_repeats(memory.x.shape[0], np.asarray(first))
-            if kept.size:
-                own = memory.x.shape[0] + np.arange(kept.size)
-                memory = _remember(self._process, memory, points[kept], own, rows[kept], self._key)
+        place: Array | np.ndarray = _first_equal(memory.x, points)
+        own, kept = place, np.arange(points.shape[0])
+        if not isinstance(place, jax.core.Tracer):
+            place, kept = _without_repeats(memory.x.shape[0], np.asarray(place))
+            own = memory.x.shape[0] + np.arange(kept.size)
+        if kept.size:
+            memory = _remember(
+                self._process,
+                memory,
+                points[kept],
+                jnp.asarray(own),
+                jnp.asarray(rows[kept]),
+                self._key,
+            )
         self._memory, self._num_asked = memory, self._num_asked + points.shape[0]
-        return memory.values[:, first]
+        return memory.values[:, place]
 
 
 def _start(process: Any, points: Array, num_samples: int) -> _Memory:

@@ -21,9 +21,9 @@ from jaxtyping import Array, Bool, Float
 from numpyro.distributions import Normal
 
 from implicitppl.kernels import Kernel, as_arrays
-from implicitppl.processes._base import AbstractGaussianProcess
+from implicitppl.processes._base import AbstractGaussianProcess, Process
 from implicitppl.processes._evidence import Evidence, check_factor, extend, gather, left_out
-from implicitppl.processes._mean import Mean, ZeroMean, as_mean
+from implicitppl.processes._mean import Mean, ZeroMean, add_means, as_mean, scale_mean
 from implicitppl.processes._points import (
     as_noise_variance,
     as_points,
@@ -205,6 +205,26 @@ class GaussianProcess(AbstractGaussianProcess):
         # A variance below zero is rounding: the data determine f there to all digits.
         variance = jnp.maximum(prior - jnp.sum(white * white, axis=0), 0)
         return self.prior_mean.at(x) + jnp.matmul(self.evidence.weights, cross), variance
+
+    def __add__(self, other: Any) -> Process:
+        """Return the sum of independent processes; of two priors, the prior of the summed kernel.
+
+        The operators of `Process` are exact too; these keep what only a `GaussianProcess` has.
+        """
+        if not isinstance(other, GaussianProcess):
+            return super().__add__(other)
+        if self.evidence is not None or other.evidence is not None:
+            return super().__add__(other)
+        mean = add_means(self.prior_mean, other.prior_mean)
+        return GaussianProcess(self.kernel + other.kernel, mean)
+
+    def __mul__(self, other: Any) -> Process:
+        """Return a multiple of the process; of a prior, one with the scaled kernel."""
+        scaled = super().__mul__(other)
+        if self.evidence is not None or not isinstance(scaled, Process):
+            return scaled
+        scale = jnp.asarray(other, float)
+        return GaussianProcess(scale * scale * self.kernel, scale_mean(self.prior_mean, scale))
 
     def _whitened(self, x: Array) -> Array:
         """Return L^-1 k(X, x), with X the observed inputs."""

@@ -52,6 +52,38 @@ class FunctionMean(Mean):
         return values.astype(x.dtype)
 
 
+class SumMean(Mean):
+    """The sum of two mean functions."""
+
+    first: Mean
+    second: Mean
+
+    def at(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
+        return self.first.at(x) + self.second.at(x)
+
+
+class ScaledMean(Mean):
+    """A multiple of a mean function."""
+
+    mean: Mean
+    scale: ArrayLike = real(kind="weight")
+
+    def at(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
+        return jnp.asarray(self.scale, x.dtype) * self.mean.at(x)
+
+
+def add_means(first: Mean, second: Mean) -> Mean:
+    """Return the sum of two means; zero adds nothing to be learned."""
+    if isinstance(first, ZeroMean):
+        return second
+    return first if isinstance(second, ZeroMean) else SumMean(first, second)
+
+
+def scale_mean(mean: Mean, scale: ArrayLike) -> Mean:
+    """Return a multiple of a mean; zero stays zero."""
+    return mean if isinstance(mean, ZeroMean) else ScaledMean(mean, scale)
+
+
 def as_mean(mean: Any) -> Mean:
     """Return a mean function from None, a number, or a function of one point.
 

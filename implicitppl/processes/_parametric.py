@@ -48,6 +48,11 @@ class ParametricProcess(Process):
     or as a prior it needs `implicitppl.infer.FunctionalELBO`.
     """
 
+    @property
+    def has_weight_space(self) -> bool:
+        """True: the key is the function."""
+        return True
+
     @abstractmethod
     def function(self, key: PRNGKeyArray) -> Function:
         """Return one function of (N, D) points with values (N,) or (N, P).

@@ -102,6 +102,18 @@ def check_finite(name: str, values: Array, remedy: str = "") -> None:
         raise ValueError(f"`{name}` must be finite; {bad} of {values.size} are not.{remedy}")
 
 
+def check_width(x: Array, size: int) -> None:
+    """Raise `ValueError` if points do not have `size` coordinates."""
+    if x.shape[1] != size:
+        raise ValueError(f"`x` must have {size} coordinates for this process; got {x.shape[1]}.")
+
+
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """Raise `ValueError` if a count is below the least that makes sense."""
+    if value < least:
+        raise ValueError(f"`{name}` must be at least {least}; got {value}.")
+
+
 def _floats(x: ArrayLike) -> Array:
     array = jnp.asarray(x)
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)

@@ -137,6 +137,12 @@ def _factor(process: Any, x: Array, noise_variance: Array) -> SafeCholesky:
 
 @eqx.filter_jit
 def _draw(process: Any, x: Array, noise_variance: Array, key: Any, shape: Shape) -> Array:
+    if process.has_weight_space:
+        values = process.draw(key, math.prod(shape))(x).reshape(*shape, x.shape[0])
+        noise = jax.random.normal(jax.random.fold_in(key, 1), values.shape, values.dtype)
+        # The root has no slope at 0, where there is no noise.
+        noisy = noise_variance > 0
+        return values + jnp.where(noisy, jnp.sqrt(jnp.where(noisy, noise_variance, 1)), 0) * noise
     factor = _factor(process, x, noise_variance).factor
     noise = jax.random.normal(key, (*shape, x.shape[0]), x.dtype)
     return process.moments(x)[0] + jnp.matmul(noise, factor.T, precision="highest")
