@@ -15,13 +15,21 @@ from implicitppl.infer.functional._measurement import (
     Measurement,
     UniformBox,
 )
+from implicitppl.infer.functional._posterior import (
+    FunctionSamples,
+    function_posterior,
+    predict,
+)
+from implicitppl.infer.functional._report import FunctionalReport
 from implicitppl.infer.functional._score import ScoreKL
 
 __all__ = [
     "Comparison",
     "DataNoise",
     "Divergence",
+    "FunctionSamples",
     "FunctionalELBO",
+    "FunctionalReport",
     "GaussianKL",
     "GridKL",
     "HeldInputs",
@@ -31,6 +39,8 @@ __all__ = [
     "RegularizedKL",
     "ScoreKL",
     "UniformBox",
+    "function_posterior",
     "gaussian_kl",
+    "predict",
     "sample_moments",
 ]

@@ -12,7 +12,7 @@ says its mean and covariance; of any other process they are taken from draws.
 """
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from implicitppl.infer.functional._gaussian import Moments, gaussian_kl, masked, sample_moments
 from implicitppl.linalg import check_positive
-from implicitppl.processes import Process
+from implicitppl.processes import AbstractGaussianProcess, MultiOutput, Process
 
 MIN_PRIOR_DRAWS, PRIOR_DRAWS_PER_POINT = 1000, 10
 
@@ -171,7 +171,13 @@ def noise_variance(pair: Pair, noise: float) -> Array:
 def make_pair(
     values: Float[Array, "S n"], guide: Process, prior: Process, x: Array, key: PRNGKeyArray
 ) -> Pair:
-    """Return guide and prior at the points, exactly where they say their moments."""
+    """Return guide and prior at the points, exactly where they say their moments.
+
+    In float64 where that is enabled, whatever the dtype of the guide: covariances are nearly
+    singular, and cost little beside the functions.
+    """
+    precise = jnp.result_type(float)
+    values, x = values.astype(precise), x.astype(precise)
     known, moments = exact_moments(prior, x), exact_moments(guide, x)
     draws = None
     if known is None:
@@ -182,11 +188,25 @@ def make_pair(
     return Pair(values, found, known, draws, moments is not None)
 
 
-def exact_moments(process: Any, x: Array) -> Moments | None:
-    """Return mean and covariance of a process that says them, else None."""
-    if not hasattr(process, "mean_at"):
+def exact_moments(process: Process, x: Array) -> Moments | None:
+    """Return mean and covariance of a Gaussian process at x, else None.
+
+    Outputs of several independent ones follow each other at every point, as in `flat`.
+    """
+    if isinstance(process, AbstractGaussianProcess):
+        return Moments(process.mean_at(x), process.covariance(x))
+    if not isinstance(process, MultiOutput):
         return None
-    return Moments(process.mean_at(x), process.covariance(x))
+    parts = [exact_moments(part, x) for part in process.processes]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    size, outputs = x.shape[0], len(parts)
+    covariance = jnp.zeros((size, outputs, size, outputs), known[0].covariance.dtype)
+    for p, part in enumerate(known):
+        covariance = covariance.at[:, p, :, p].set(part.covariance)
+    mean = jnp.stack([part.mean for part in known], axis=-1)
+    return Moments(mean.reshape(-1), covariance.reshape(size * outputs, size * outputs))
 
 
 def flat(values: Array) -> Array:

@@ -131,7 +131,7 @@ def predict(
     """
     points = as_points("x", x)
     draws = process.draw(key, num_samples)
-    if hasattr(process, "mean_at"):
+    if not process.has_weight_space:
         return FunctionSamples(points, draws(points))
     starts = range(0, points.shape[0], ROWS_AT_ONCE)
     parts = [draws(points[start : start + ROWS_AT_ONCE]) for start in starts]

@@ -65,9 +65,16 @@ class function_draws(Messenger):
         values, name = innermost(msg["fn"]), function_name(msg)
         if name not in self.draws:
             self.processes[name] = values.process
-            drawn = values.process.draw(msg["kwargs"]["rng_key"], 1)
-            self.draws[name] = lambda x: drawn(x)[0]
+            self.draws[name] = _one_function(values.process, msg["kwargs"]["rng_key"])
         msg["value"] = self.draws[name](values.x)
+
+
+def _one_function(process: Process, key: Array) -> Draw:
+    """Return one function; its randomness is drawn once, however often it is called."""
+    if hasattr(process, "function"):
+        return process.function(key)
+    drawn = process.draw(key, 1)
+    return lambda x: drawn(x)[0]
 
 
 class Asked(NamedTuple):
