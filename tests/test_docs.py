@@ -11,7 +11,7 @@ RUN = [
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{page}.md"
-        for page in ("start", "guides", "kernels", "nkn", "extending", "hmc", "gp")
+        for page in ("start", "guides", "kernels", "nkn", "extending", "hmc", "gp", "processes")
     ),
 ]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

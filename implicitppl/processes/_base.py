@@ -173,9 +173,9 @@ class SumProcess(Process):
         """Return S functions, each the sum of one function of both."""
         return _draw_sum(self.first, self.second, key, num_samples)
 
-    def __call__(self, x: ArrayLike, *args: Any, **kwargs: Any) -> FunctionValues:
+    def __call__(self, x: ArrayLike) -> FunctionValues:
         """Return the distribution of f(x), which has no density."""
-        return FunctionValues(self, as_points("x", x), *args, **kwargs)
+        return FunctionValues(self, as_points("x", x))
 
 
 class ScaledProcess(Process):
@@ -193,9 +193,9 @@ class ScaledProcess(Process):
         """Return S functions, multiples of those that the key means."""
         return ScaledDraws(self.process.draw(key, num_samples), self.scale)
 
-    def __call__(self, x: ArrayLike, *args: Any, **kwargs: Any) -> FunctionValues:
+    def __call__(self, x: ArrayLike) -> FunctionValues:
         """Return the distribution of f(x), which has no density."""
-        return FunctionValues(self, as_points("x", x), *args, **kwargs)
+        return FunctionValues(self, as_points("x", x))
 
 
 class GaussianSum(AbstractGaussianProcess):

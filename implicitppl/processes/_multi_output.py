@@ -76,12 +76,12 @@ class MultiOutput(Process):
         parts = zip(self.processes, keys, strict=True)
         return StackedDraws(tuple(process.draw(k, num_samples) for process, k in parts))
 
-    def __call__(self, x: ArrayLike, *args: Any, **kwargs: Any) -> Distribution:
+    def __call__(self, x: ArrayLike) -> Distribution:
         """Return the distribution of f(x), (N, P), with a density where all outputs have one."""
         points = as_points("x", x)
         gaussian = all(isinstance(part, AbstractGaussianProcess) for part in self.processes)
         values = StackedValues if gaussian else FunctionValues
-        return values(self, points, *args, **kwargs)
+        return values(self, points)
 
 
 def stack(processes: Sequence[Process | Any]) -> MultiOutput:

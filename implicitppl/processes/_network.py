@@ -63,7 +63,7 @@ class BayesianNetwork(ParametricProcess):
     Cost of S functions at N points: O(S W + S N W) for W weights.
 
     Reference: Sun, Zhang, Shi and Grosse, Functional variational Bayesian neural networks, ICLR
-    2019, section 5.
+    2019.
 
     Example:
         >>> import jax

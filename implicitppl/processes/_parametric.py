@@ -72,10 +72,10 @@ class ParametricProcess(Process):
         """
         return FunctionDraws(self, jax.random.split(key, num_samples))
 
-    def __call__(self, x: ArrayLike, *args: Any, **kwargs: Any) -> FunctionValues:
+    def __call__(self, x: ArrayLike) -> FunctionValues:
         """Return the distribution of f(x), which has no density.
 
         Raises:
             ValueError: if `x` are not points, or the functions do not fit them.
         """
-        return FunctionValues(self, as_points("x", x), *args, **kwargs)
+        return FunctionValues(self, as_points("x", x))

@@ -78,7 +78,7 @@ class PiecewiseConstant(_RandomKnots):
             have more than one coordinate.
 
     Reference: Sun, Zhang, Shi and Grosse, Functional variational Bayesian neural networks, ICLR
-    2019, section 5 (structured priors), where `rate` is 3 on [0, 1].
+    2019, whose experiments with structured priors have a rate of 3 on [0, 1].
 
     Example:
         >>> import jax
@@ -129,7 +129,7 @@ class PiecewiseLinear(_RandomKnots):
             have more than one coordinate.
 
     Reference: Sun, Zhang, Shi and Grosse, Functional variational Bayesian neural networks, ICLR
-    2019, section 5 (structured priors), where `rate` is 3 on [0, 1].
+    2019, whose experiments with structured priors have a rate of 3 on [0, 1].
 
     Example:
         >>> import jax

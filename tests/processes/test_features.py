@@ -39,7 +39,7 @@ def process():
 
 
 def test_moments_are_those_of_the_weights(process):
-    phi, factor = cubic(X), process.scale_tril
+    phi, factor = cubic(jnp.asarray(X)), process.scale_tril
     covariance = phi @ factor @ factor.T @ phi.T
     assert isinstance(process, AbstractGaussianProcess)
     np.testing.assert_allclose(process.mean_at(X), phi @ jnp.arange(4.0), rtol=1e-12)
@@ -117,7 +117,7 @@ def test_features_approach_the_kernel_as_one_over_root_num(kernel):
 def test_a_process_of_features_is_nearly_that_of_the_kernel():
     features = RandomFeatures.from_kernel(Matern32(0.5), 1, 400, key=KEY)
     process = FeatureProcess(features)
-    np.testing.assert_allclose(process.covariance(X), Matern32(0.5).gram(X), atol=0.2)
+    np.testing.assert_allclose(process.covariance(X), Matern32(0.5).gram(jnp.asarray(X)), atol=0.2)
     np.testing.assert_allclose(process(X).variance, 1, rtol=1e-12)
     slope = jax.grad(lambda f: jnp.sum(FeatureProcess(f).sample(KEY, X)))(features)
     assert jnp.all(slope.waves == 0) and jnp.all(slope.log_lengthscale != 0)
@@ -156,7 +156,7 @@ BAD = {
         r"`lengthscale` must be a number or \(2,\); got \(3,\)",
     ),
     "coordinates": (
-        lambda: RandomFeatures.from_kernel(RBF(), 2, 8, key=KEY)(X),
+        lambda: RandomFeatures.from_kernel(RBF(), 2, 8, key=KEY)(jnp.asarray(X)),
         "must have 2 coordinates",
     ),
 }

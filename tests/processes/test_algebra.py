@@ -1,0 +1,146 @@
+"""Sums, multiples and stacks of processes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpyro.distributions import constraints
+
+from implicitppl.distributions import ImplicitDensityError
+from implicitppl.kernels import RBF, Linear, Matern32
+from implicitppl.processes import (
+    AbstractGaussianProcess,
+    FeatureProcess,
+    FunctionValues,
+    GaussianProcess,
+    PiecewiseConstant,
+    RandomFeatures,
+    RandomPeriodic,
+    StackedValues,
+    SumProcess,
+    stack,
+)
+
+KEY = jax.random.key(0)
+X = np.linspace(0.1, 0.9, 5)[:, None]
+
+
+@pytest.fixture(autouse=True)
+def double():
+    with jax.enable_x64(True):
+        yield
+
+
+def priors():
+    return GaussianProcess(RBF(0.5, 2.0), 0.3), GaussianProcess(Matern32(0.4), lambda x: x[0])
+
+
+def gaussians():
+    first, second = priors()
+    features = FeatureProcess(RandomFeatures.from_kernel(RBF(0.3), 1, 6, key=KEY))
+    return {
+        "priors": (first, second),
+        "posterior": (first.condition(X[:2], jnp.arange(2.0), 0.1), second),
+        "features": (features, features),
+        "features and prior": (first, features),
+    }
+
+
+@pytest.mark.parametrize("name", ["priors", "posterior", "features", "features and prior"])
+def test_gaussian_sums_and_multiples_are_gaussian_with_exact_moments(name):
+    first, second = gaussians()[name]
+    process = sum([2.0 * first, second * -0.5])
+    assert isinstance(process, AbstractGaussianProcess)
+    assert isinstance(process, GaussianProcess) == (name == "priors")
+    mean = 2 * first.mean_at(X) - 0.5 * second.mean_at(X)
+    covariance = 4 * first.covariance(X, X[:3]) + 0.25 * second.covariance(X, X[:3])
+    np.testing.assert_allclose(process.mean_at(X), mean, atol=1e-12)
+    np.testing.assert_allclose(process.covariance(X, X[:3]), covariance, atol=1e-12)
+    np.testing.assert_allclose(process(X).mean, mean, atol=1e-12)
+    np.testing.assert_allclose(process(X).variance, jnp.diag(process.covariance(X)), atol=1e-12)
+    assert jnp.isfinite(process(X, 0.1).log_prob(mean))
+
+
+def test_draws_of_a_sum_are_sums_of_draws():
+    first, second = RandomPeriodic(), PiecewiseConstant()
+    process = first + 3.0 * second
+    assert isinstance(process, SumProcess) and process.has_weight_space
+    keys = jax.random.split(KEY)
+    expected = first.draw(keys[0], 4)(X) + 3 * second.draw(keys[1], 4)(X)
+    np.testing.assert_allclose(process.draw(KEY, 4)(X), expected, rtol=1e-12)
+    np.testing.assert_array_equal(process(X).sample(KEY, (4,)), process.draw(KEY, 4)(X))
+    with pytest.raises(ImplicitDensityError, match="`SumProcess`"):
+        process(X).log_prob(jnp.zeros(5))
+
+
+@pytest.mark.parametrize("build", ["implicit", "gaussian"])
+def test_sums_have_the_variance_of_both(build):
+    num = 20_000
+    first, _ = priors()
+    if build == "gaussian":
+        process = first.condition(X[:1], jnp.ones(1), 0.5) + first
+        exact = process(X).covariance_matrix
+    else:
+        process = first + PiecewiseConstant()
+        exact = first.covariance(X) + jnp.exp(-3 * jnp.abs(X - X.T)) / 12
+        assert isinstance(process(X), FunctionValues) and not process.has_weight_space
+    draws = process.draw(KEY, num)
+    values = jnp.concatenate([draws(X[:2]), draws(X[2:])], axis=1)
+    spread = jnp.diag(exact)
+    errors = jnp.sqrt((exact**2 + spread[:, None] * spread[None, :]) / num)
+    found = jnp.cov(values.T)
+    assert jnp.max(jnp.abs(found - exact) / errors) < 4
+    assert jnp.max(jnp.abs(found - 1.1 * exact) / errors) > 4
+
+
+def test_a_stack_of_gaussians_has_the_density_of_independent_outputs():
+    first, second = priors()
+    process = stack([first, second, first])
+    values = process(X)
+    assert isinstance(values, StackedValues) and values.event_shape == (5, 3)
+    assert values.support == constraints.independent(constraints.real, 2)
+    for shape in [(), (2,), (2, 3)]:
+        y = values.sample(KEY, shape)
+        assert y.shape == (*shape, 5, 3)
+        expected = sum(p(X).log_prob(y[..., i]) for i, p in enumerate([first, second, first]))
+        np.testing.assert_allclose(values.log_prob(y), expected, rtol=1e-12)
+    np.testing.assert_allclose(values.mean[:, 1], second(X).mean)
+    np.testing.assert_allclose(values.variance[:, 1], second(X).variance)
+    draws = values.sample(KEY, (4000,))
+    across = jnp.corrcoef(draws[:, 0, 0], draws[:, 0, 2])[0, 1]
+    assert abs(float(across)) < 4 / 4000**0.5  # equal processes, independent outputs
+
+
+def test_a_stack_with_an_implicit_output_has_no_density():
+    process = stack([PiecewiseConstant(), GaussianProcess(RBF())])
+    assert process(X).event_shape == (5, 2)
+    with pytest.raises(ImplicitDensityError, match="`MultiOutput`"):
+        process(X).log_prob(jnp.zeros((5, 2)))
+    nested = stack([stack([PiecewiseConstant(), RandomPeriodic()]), RandomPeriodic()])
+    assert nested(X).event_shape == (5, 3) and nested.draw(KEY, 4)(X).shape == (4, 5, 3)
+
+
+BAD = {
+    "no process": (lambda: stack([]), ValueError, "at least one process; got none"),
+    "a kernel": (lambda: stack([RBF()]), ValueError, "must be processes; got RBF"),
+    "shapes": (
+        lambda: (stack([RandomPeriodic()] * 2) + RandomPeriodic())(X),
+        ValueError,
+        r"must have values of one shape; got \(5, 2\) and \(5,\)",
+    ),
+    "a number": (lambda: RandomPeriodic() + 1.0, TypeError, "unsupported operand"),
+    "a kernel, added": (lambda: RandomPeriodic() + Linear(), TypeError, "unsupported operand"),
+    "an array": (lambda: RandomPeriodic() * jnp.ones(2), TypeError, "."),
+    "value": (
+        lambda: stack([GaussianProcess(RBF())] * 2)(X).log_prob(jnp.zeros(5)),
+        ValueError,
+        r"`value` must end in \(5, 2\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_errors_name_argument_rule_and_value(name):
+    build, error, message = BAD[name]
+    with pytest.raises(error, match=message):
+        build()
