@@ -126,7 +126,8 @@ class AbstractGaussianProcess(Process):
         points = as_points("x", x)
         size = points.shape[0]
         noise = as_noise_variance(noise_scale, size, points.dtype)
-        return GaussianProcessValues(self, points, noise, as_observed(observed, size))
+        mask, is_noisy = as_observed(observed, size), noise_scale is not None
+        return GaussianProcessValues(self, points, noise, mask, is_noisy=is_noisy)
 
 
 class SumDraws(eqx.Module):

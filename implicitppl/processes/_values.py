@@ -30,13 +30,14 @@ class GaussianProcessValues(OrderedDistribution):
         x: (N, D), the points.
         noise_variance: (N,), added to the diagonal of the covariance.
         observed: (N,) booleans, or None: outputs that `log_prob` reads; others take no part in it.
+        is_noisy: whether these are values with noise, and not those of the function.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     reparametrized_params: ClassVar[list[str]] = []
     support = constraints.real_vector
     data_names = ("_arrays", "x", "noise_variance", "observed")
-    aux_names = ("_static",)
+    aux_names = ("_static", "is_noisy")
     _known: tuple[Array, Array] | None = None
 
     def __init__(
@@ -46,12 +47,14 @@ class GaussianProcessValues(OrderedDistribution):
         noise_variance: Float[Array, " N"],
         observed: Bool[Array, " N"] | None = None,
         *,
+        is_noisy: bool = True,
         validate_args: bool | None = None,
     ) -> None:
         self._arrays, self._static = split_callable(process)
         self.x = x
         self.noise_variance = noise_variance
         self.observed = observed
+        self.is_noisy = is_noisy
         super().__init__((), (x.shape[0],), validate_args=validate_args)
 
     @property

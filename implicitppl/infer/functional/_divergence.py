@@ -52,18 +52,33 @@ class Divergence(eqx.Module):
         """Return the divergence in nats, differentiable in the guide's values and moments."""
 
     @abstractmethod
+    def added_variance(self, pair: Pair) -> Float[Array, ""]:
+        """Return the variance of the noise that both sides get."""
+
+    @abstractmethod
     def describe(self) -> str:
         """Return in words what is computed, and with which settings."""
 
 
-class GaussianKL(Divergence):
+class NoisyDivergence(Divergence):
+    """A divergence whose noise has a standard deviation in units of the prior's."""
+
+    noise: eqx.AbstractVar[float]
+
+    def added_variance(self, pair: Pair) -> Float[Array, ""]:
+        """Return the variance of the noise that both sides get."""
+        return self.noise**2 * prior_unit(pair)
+
+
+class GaussianKL(NoisyDivergence):
     """KL of the normal laws that share mean and covariance with guide and prior.
 
     Args:
         noise: standard deviation of the noise added to both, in units of the prior's.
 
-    Exact for Gaussian guides and priors, up to the noise. From S particles of another guide the
-    covariance has rank S - 1: take more particles than points.
+    Exact for Gaussian guides and priors, up to the noise: along a direction in which the posterior
+    has variance v the optimal guide has v - r, with r the variance of the noise. From S particles
+    of another guide the covariance has rank S - 1: take more particles than points.
 
     Raises:
         ValueError: if `noise` is not positive.
@@ -76,7 +91,7 @@ class GaussianKL(Divergence):
 
     def __call__(self, pair: Pair, key: PRNGKeyArray) -> Float[Array, ""]:
         """Return KL[N(m, C + r I) || N(m', C' + r I)]."""
-        return gaussian_kl(pair.guide, pair.prior, noise_variance(pair, self.noise))
+        return gaussian_kl(pair.guide, pair.prior, self.added_variance(pair))
 
     def describe(self) -> str:
         """Return in words what is computed."""
@@ -89,7 +104,8 @@ class RegularizedKL(Divergence):
     Args:
         strength: g, in units of the prior's mean variance.
 
-    A weak prior: at the values themselves it acts like `GaussianKL` with a noise of sqrt(g n).
+    At n points it is `GaussianKL` with a noise of sqrt(g n): posterior deviations below that are
+    lost, so that g must be small beside the square of the smallest one over n.
 
     Reference: Cinquin and Bamler (2024), arXiv 2406.04317.
 
@@ -97,22 +113,25 @@ class RegularizedKL(Divergence):
         ValueError: if `strength` is not positive.
     """
 
-    strength: float = eqx.field(static=True, default=1e-4)
+    strength: float = eqx.field(static=True, default=1e-6)
 
     def __check_init__(self) -> None:
         check_positive("strength", self.strength)
 
     def __call__(self, pair: Pair, key: PRNGKeyArray) -> Float[Array, ""]:
         """Return KL[N(m, C + g n I) || N(m', C' + g n I)]."""
-        num_points = pair.prior.mean.shape[0]
-        return gaussian_kl(pair.guide, pair.prior, self.strength * num_points * prior_unit(pair))
+        return gaussian_kl(pair.guide, pair.prior, self.added_variance(pair))
+
+    def added_variance(self, pair: Pair) -> Float[Array, ""]:
+        """Return g n, in units of the prior's mean variance."""
+        return self.strength * pair.prior.mean.shape[0] * prior_unit(pair)
 
     def describe(self) -> str:
         """Return in words what is computed."""
         return f"regularised KL of Gaussian moments, g = {self.strength:g} of the prior's variance"
 
 
-class GridKL(Divergence):
+class GridKL(NoisyDivergence):
     """KL of the normal laws averaged over random subsets of the points, of random size.
 
     Args:
@@ -137,7 +156,7 @@ class GridKL(Divergence):
 
     def __call__(self, pair: Pair, key: PRNGKeyArray) -> Float[Array, ""]:
         """Return the mean KL over the subsets."""
-        ridge = noise_variance(pair, self.noise)
+        ridge = self.added_variance(pair)
 
         def subset(key: PRNGKeyArray) -> Array:
             size_key, order_key = jax.random.split(key)
@@ -145,7 +164,9 @@ class GridKL(Divergence):
             size = jax.random.randint(size_key, (), 1, total + 1)
             keep = jax.random.permutation(order_key, total) < size
             fill = prior_unit(pair)
-            return gaussian_kl(masked(pair.guide, keep, fill), masked(pair.prior, keep, fill), ridge)
+            return gaussian_kl(
+                masked(pair.guide, keep, fill), masked(pair.prior, keep, fill), ridge
+            )
 
         # One after the other: batched factorisations in a loop can stall XLA's CPU thread pool.
         return jnp.mean(jax.lax.map(subset, jax.random.split(key, self.num_subsets)))
@@ -161,11 +182,6 @@ class GridKL(Divergence):
 def prior_unit(pair: Pair) -> Array:
     """Return the prior's mean variance, in which noise is measured; it is not learned from."""
     return jax.lax.stop_gradient(pair.prior.mean_variance)
-
-
-def noise_variance(pair: Pair, noise: float) -> Array:
-    """Return the variance of the noise that both sides get."""
-    return noise**2 * prior_unit(pair)
 
 
 def make_pair(

@@ -205,8 +205,9 @@ class FunctionalELBO(ELBO):
         values, growths, warnings = [], [], []
         for index, (name, found) in enumerate(compared.items()):
             key = jax.random.fold_in(rng_key, index)
-            values.append(float(self.divergence(self._pair(found, key), key)))
-            warnings += caveats(name, found.values, self.num_particles)
+            pair = self._pair(found, key)
+            values.append(float(self.divergence(pair, key)))
+            warnings += caveats(name, pair, self.divergence.added_variance(pair))
             x = found.x[: found.num_inputs]
             noise = getattr(self.divergence, "noise", NOISE)
             growths.append(

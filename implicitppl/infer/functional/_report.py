@@ -14,6 +14,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from implicitppl.infer.functional._divergence import (
     GaussianKL,
+    Pair,
     RegularizedKL,
     flat,
     make_pair,
@@ -23,6 +24,7 @@ from implicitppl.processes import Process
 
 MULTIPLES = (1, 2, 4)
 DRAWS_PER_POINT, MIN_DRAWS = 5, 1000
+NOISE_SHARE = 0.5
 
 
 class Growth(NamedTuple):
@@ -83,17 +85,27 @@ class FunctionalReport(NamedTuple):
         return "\n".join([*lines, *(f"  warning: {text}" for text in self.warnings)])
 
 
-def caveats(name: str, values: Array, num_particles: int) -> list[str]:
+def caveats(name: str, pair: Pair, noise_variance: Array) -> list[str]:
     """Return what is to be said of the particles of one function."""
     found = []
-    num_points = values.shape[1]
-    if num_particles <= num_points:
+    num_particles, num_points = pair.values.shape
+    smallest = jnp.sqrt(jnp.min(jnp.diagonal(pair.guide.covariance)))
+    noise = jnp.sqrt(noise_variance)
+    if bool(noise > NOISE_SHARE * smallest):
         found.append(
-            f"'{name}': {num_particles} particles at {num_points} values; their covariance has rank "
-            f"{num_particles - 1}, and the guide is pulled to be narrow. Take more particles."
+            f"'{name}': the noise of the divergence ({float(noise):.3g}) is not small beside the "
+            f"least posterior standard deviation ({float(smallest):.3g}): variances below the "
+            "square of the noise are lost. Take less noise."
         )
-    if not bool(jnp.any(jnp.std(values, axis=0) > 0)):
-        found.append(f"'{name}': all particles are equal: the guide has collapsed to one function.")
+    if not pair.is_exact and num_particles <= num_points:
+        found.append(
+            f"'{name}': {num_particles} particles at {num_points} values; their covariance has "
+            f"rank {num_particles - 1}, and the guide is pulled to be narrow. Take more particles."
+        )
+    if not bool(smallest > 0):
+        found.append(
+            f"'{name}': the particles do not vary at some point: the guide has collapsed there."
+        )
     return found
 
 

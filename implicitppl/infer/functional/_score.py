@@ -5,10 +5,10 @@
 An estimated score misses the entropy of directions in which functions hardly vary, and a prior
 whose score is exact then shrinks the posterior: at noise .01 and 25 points a third of the entropy
 gradient is lost. So the part of a score that is affine in f is not estimated. By Stein's identity
-it is minus the inverse covariance times the distance to the mean, and its whole contribution is the
-gradient of `gaussian_kl`, exactly, noise and all. What is estimated is the remainder, in the
-directions in which the prior varies most: coordinates u = L^-1/2 U^T (f - m) of unit prior variance,
-with U, L the leading eigenpairs of the prior's noisy covariance.
+it is minus the inverse covariance times the distance to the mean, and its whole contribution is
+the gradient of `gaussian_kl`, exactly, noise and all. What is estimated is the remainder, in the
+directions in which the prior varies most: coordinates u = L^-1/2 U^T (f - m) of unit prior
+variance, with U, L the leading eigenpairs of the prior's noisy covariance.
 
 The remainder of a spectral estimate is what an affine fit to it over its own samples leaves.
 
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from implicitppl.infer._elbo import Estimator, default_estimator
-from implicitppl.infer.functional._divergence import Divergence, Pair, noise_variance
+from implicitppl.infer.functional._divergence import NoisyDivergence, Pair
 from implicitppl.infer.functional._gaussian import gaussian_kl
 from implicitppl.kernels import InverseMultiquadric
 from implicitppl.linalg import check_positive
@@ -34,7 +34,7 @@ DIRECTION_FLOOR = 2.0
 AFFINE_RIDGE = 1e-6
 
 
-class ScoreKL(Divergence):
+class ScoreKL(NoisyDivergence):
     """KL of the noisy values; moments exactly, and beyond moments the score of the particles.
 
     Args:
@@ -79,7 +79,7 @@ class ScoreKL(Divergence):
 
     def __call__(self, pair: Pair, key: PRNGKeyArray) -> Float[Array, ""]:
         """Return the KL of moments, with the gradient of the KL."""
-        ridge = noise_variance(pair, self.noise)
+        ridge = self.added_variance(pair)
         value = gaussian_kl(pair.guide, pair.prior, ridge)
         if self.form == "plain":
             return jax.lax.stop_gradient(value) + _plain(pair, ridge, key, self.estimator)

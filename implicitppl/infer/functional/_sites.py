@@ -44,6 +44,20 @@ def check_plates(site: Site) -> None:
         )
 
 
+def check_site(site: Site) -> None:
+    """Refuse a function inside a plate, and one with noise in its values.
+
+    Raises:
+        ValueError: if it is either.
+    """
+    check_plates(site)
+    if getattr(innermost(site["fn"]), "is_noisy", False):
+        raise ValueError(
+            f"Function site '{site['name']}' is latent and has `noise_scale`: noise is no function "
+            f"of x. Draw `process(x)`, and put the noise into the likelihood."
+        )
+
+
 class function_draws(Messenger):
     """Draws the functions of a guide, one for each name, and keeps them.
 
@@ -61,7 +75,7 @@ class function_draws(Messenger):
         """Fill in the values of a function."""
         if msg["type"] != "sample" or not is_function(msg):
             return
-        check_plates(msg)
+        check_site(msg)
         values, name = innermost(msg["fn"]), function_name(msg)
         if name not in self.draws:
             self.processes[name] = values.process
@@ -100,7 +114,7 @@ class function_values(Messenger):
         """Replace the replayed values of a function."""
         if msg["type"] != "sample" or not is_function(msg):
             return
-        check_plates(msg)
+        check_site(msg)
         values, name = innermost(msg["fn"]), function_name(msg)
         if name not in self.drawn:
             raise ValueError(
