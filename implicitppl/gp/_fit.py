@@ -155,7 +155,10 @@ def best_fit(
 
     Args:
         starts: processes to start at, as for `fit`.
-        x, y, noise_scale, options: those of `fit`, the same for every start.
+        x: inputs, as for `fit`.
+        y: outputs, as for `fit`.
+        noise_scale: where the noise starts, as for `fit`.
+        **options: of `fit`, the same for every start.
 
     Returns:
         `(fit, log_evidence)`, the second of shape (num_starts,).

@@ -8,13 +8,14 @@ from implicitppl.infer.functional._divergence import (
     RegularizedKL,
 )
 from implicitppl.infer.functional._gaussian import Moments, gaussian_kl, sample_moments
-from implicitppl.infer.functional._loss import Comparison, FunctionalELBO
+from implicitppl.infer.functional._loss import FunctionalELBO
 from implicitppl.infer.functional._measurement import (
     DataNoise,
     HeldInputs,
     Measurement,
     UniformBox,
 )
+from implicitppl.infer.functional._particles import Comparison
 from implicitppl.infer.functional._posterior import (
     FunctionSamples,
     function_posterior,

@@ -14,80 +14,31 @@ arXiv 1903.05779, equations (6) and (12).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray
-from numpyro import handlers
+from jaxtyping import PRNGKeyArray
 from numpyro.infer import ELBO
-from numpyro.util import check_model_guide_match
 
 from implicitppl.infer._elbo import Estimator, Params
-from implicitppl.infer._plates import shared_plates
-from implicitppl.infer._sites import kind_of, latent_sites, site_log_prob
 from implicitppl.infer.functional._divergence import (
     Divergence,
     GaussianKL,
     GridKL,
-    Pair,
     RegularizedKL,
-    flat,
-    make_pair,
 )
-from implicitppl.infer.functional._measurement import DataNoise, Measurement, measurement_points
+from implicitppl.infer.functional._measurement import DataNoise, Measurement
+from implicitppl.infer.functional._particles import Call, Step, run_particles
 from implicitppl.infer.functional._report import FunctionalReport, caveats, growth
 from implicitppl.infer.functional._score import ScoreKL
-from implicitppl.infer.functional._sites import (
-    batch_ratio,
-    check_functions,
-    function_draws,
-    function_values,
-    is_function,
-    joined,
-)
 from implicitppl.linalg import check_non_negative
-from implicitppl.processes import Process
 
 ModelLike = Callable[..., Any]
 NAMED = ("score", "gaussian", "regularized", "grid")
 NUM_MEASURED = 32
 NOISE, STRENGTH = 0.01, 1e-4
 PER_BATCH = "N/B"
-
-
-class _Particle(NamedTuple):
-    """One particle: minus log likelihood and other sites, values of functions, mutable state."""
-
-    loss: Array
-    values: dict[str, Array]
-    mutable: Params
-
-
-class _Shared(NamedTuple):
-    """What must not differ between particles: inputs, and arrays of priors and guides."""
-
-    x: dict[str, Array]
-    priors: dict[str, Any]
-    guides: dict[str, Any]
-
-
-class Comparison(NamedTuple):
-    """What a step compares at one function.
-
-    Attributes:
-        x: (n, D) all points, the model's inputs first.
-        num_inputs: how many of them are the model's.
-        values: (S, n) the guide's functions there.
-        guide, prior: the two processes.
-    """
-
-    x: Array
-    num_inputs: int
-    values: Array
-    guide: Process
-    prior: Process
 
 
 class FunctionalELBO(ELBO):
@@ -173,15 +124,13 @@ class FunctionalELBO(ELBO):
     ) -> dict[str, Any]:
         """Return the loss and the mutable state after the step, as NumPyro's losses do."""
         particle_key, divergence_key = jax.random.split(rng_key)
-        loss, ratio, compared, mutable = self._sample(
-            particle_key, param_map, model, guide, args, kwargs
-        )
+        step = self._step(particle_key, param_map, model, guide, args, kwargs)
         total = jnp.zeros(())
-        for index, found in enumerate(compared.values()):
+        for index, found in enumerate(step.compared.values()):
             key = jax.random.fold_in(divergence_key, index)
-            total = total + self.divergence(self._pair(found, key), key)
-        weight = ratio if isinstance(self.weight, str) else self.weight
-        return {"loss": loss + weight * total, "mutable_state": mutable or None}
+            total = total + self.divergence(found.pair(key), key)
+        loss = step.loss + self._weight(step) * total
+        return {"loss": loss, "mutable_state": step.mutable or None}
 
     def report(
         self,
@@ -196,16 +145,21 @@ class FunctionalELBO(ELBO):
         """Return what the loss is at some parameters: its parts, its settings, what it bounds.
 
         Args:
-            rng_key, params, model, guide, args, kwargs: as for `loss`.
+            rng_key: of the particles.
+            params: parameters, as of `svi.get_params(state)`.
+            model: the model.
+            guide: the guide.
+            *args: of model and guide.
             strength: g of the regularised divergence that is shown beside the noisy one.
+            **kwargs: of model and guide.
 
         The report shows how the divergence grows with 2 and 4 times the measurement points.
         """
-        loss, ratio, compared, _ = self._sample(rng_key, params, model, guide, args, kwargs)
+        step = self._step(rng_key, params, model, guide, args, kwargs)
         values, growths, warnings = [], [], []
-        for index, (name, found) in enumerate(compared.items()):
+        for index, (name, found) in enumerate(step.compared.items()):
             key = jax.random.fold_in(rng_key, index)
-            pair = self._pair(found, key)
+            pair = found.pair(key)
             values.append(float(self.divergence(pair, key)))
             warnings += caveats(name, pair, self.divergence.added_variance(pair))
             x = found.x[: found.num_inputs]
@@ -213,23 +167,19 @@ class FunctionalELBO(ELBO):
             growths.append(
                 growth(name, found.guide, found.prior, x, self.measurement, key, noise, strength)
             )
-        weight = ratio if isinstance(self.weight, str) else float(self.weight)
+        weight = self._weight(step)
         return FunctionalReport(
-            objective=_objective(weight, ratio),
+            objective=_objective(weight, step.batch_ratio),
             divergence=self.divergence.describe(),
             weight=weight,
             num_particles=self.num_particles,
-            expected_log_density=-float(loss),
+            expected_log_density=-float(step.loss),
             divergence_value=sum(values),
             growth=tuple(growths),
             warnings=tuple(warnings),
         )
 
-    def _pair(self, found: Comparison, key: PRNGKeyArray) -> Pair:
-        prior_key = jax.random.fold_in(key, 1)
-        return make_pair(found.values, found.guide, found.prior, found.x, prior_key)
-
-    def _sample(
+    def _step(
         self,
         key: PRNGKeyArray,
         params: Params,
@@ -237,84 +187,12 @@ class FunctionalELBO(ELBO):
         guide: ModelLike,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> tuple[Array, float, dict[str, Comparison], Params]:
-        """Return the explicit part of the loss, N/B, what is compared, and mutable state."""
-        plate_key, measure_key, particles_key = jax.random.split(key, 3)
-        static: dict[str, Any] = {}
+    ) -> Step:
+        call = Call(model, guide, params, args, kwargs)
+        return run_particles(call, self.measurement, self.num_particles, key)
 
-        def particle(key: PRNGKeyArray) -> tuple[_Particle, _Shared]:
-            return self._particle(
-                key, plate_key, measure_key, params, model, guide, args, kwargs, static
-            )
-
-        keys = jax.random.split(particles_key, self.num_particles)
-        try:
-            found, shared = jax.vmap(particle, out_axes=(0, None))(keys)
-        except ValueError as error:
-            if "out_axes" not in str(error):
-                raise
-            _explain(jax.vmap(particle), keys, error)
-        compared = {
-            name: Comparison(
-                shared.x[name],
-                static["num_inputs"][name],
-                flat(found.values[name]),
-                eqx.combine(shared.guides[name], static["guides"][name]),
-                eqx.combine(shared.priors[name], static["priors"][name]),
-            )
-            for name in shared.x
-        }
-        mutable = jax.tree.map(_merge, found.mutable)
-        return jnp.mean(found.loss), static["ratio"], compared, mutable
-
-    def _particle(
-        self,
-        key: PRNGKeyArray,
-        plate_key: PRNGKeyArray,
-        measure_key: PRNGKeyArray,
-        params: Params,
-        model: ModelLike,
-        guide: ModelLike,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        static: dict[str, Any],
-    ) -> tuple[_Particle, _Shared]:
-        guide_key, model_key = jax.random.split(key)
-        seeded = handlers.seed(handlers.substitute(guide, data=params), guide_key)
-        drawn = function_draws()
-        with shared_plates(key=plate_key), drawn:
-            guide_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
-        mutable = _mutable(guide_trace)
-        replayed = handlers.replay(handlers.seed(model, model_key), guide_trace)
-        substituted = handlers.substitute(replayed, data={**params, **mutable})
-        given = function_values(draws=drawn.draws)
-        with shared_plates(key=plate_key), given:
-            model_trace = handlers.trace(substituted).get_trace(*args, **kwargs)
-        check_functions(model_trace, guide_trace)
-        check_model_guide_match(model_trace, guide_trace)
-        mutable.update(_mutable(model_trace))
-        loss = _explicit(guide_trace) - _explicit(model_trace)
-        x, values = {}, {}
-        for index, (name, asked) in enumerate(given.asked.items()):
-            points_key = jax.random.fold_in(measure_key, index)
-            measured = measurement_points(self.measurement, points_key, asked.x[0])
-            x[name] = joined(asked.x, measured)
-            seen = [drawn.draws[name](part) for part in (*asked.x, measured) if len(part)]
-            values[name] = jnp.concatenate(seen, axis=0)
-        priors = {name: _split(asked.prior) for name, asked in given.asked.items()}
-        guides = {name: _split(drawn.processes[name]) for name in given.asked}
-        static["priors"] = {name: parts[1] for name, parts in priors.items()}
-        static["guides"] = {name: parts[1] for name, parts in guides.items()}
-        static["num_inputs"] = {
-            name: sum(len(part) for part in asked.x) for name, asked in given.asked.items()
-        }
-        static["ratio"] = batch_ratio(model_trace)
-        shared = _Shared(
-            x,
-            {name: parts[0] for name, parts in priors.items()},
-            {name: parts[0] for name, parts in guides.items()},
-        )
-        return _Particle(loss, values, mutable), shared
+    def _weight(self, step: Step) -> float:
+        return step.batch_ratio if isinstance(self.weight, str) else float(self.weight)
 
 
 def _divergence(
@@ -341,48 +219,3 @@ def _objective(weight: float, ratio: float) -> str:
     if weight != 1:
         return f"negative functional ELBO with divergence weighted by {weight:g} (no bound)"
     return "negative functional ELBO (estimate; a bound as far as the divergence is exact)"
-
-
-def _explicit(trace: dict[str, Any]) -> Array:
-    """Return the log density of all sites that are no functions."""
-    total = jnp.zeros(())
-    for name, site in trace.items():
-        if site["type"] != "sample" or is_function(site):
-            continue
-        if kind_of(site) == "implicit":
-            raise ValueError(
-                f"Site '{name}' is implicit and no function: its density is needed and cannot be "
-                "computed. Use a distribution with a density beside the functions."
-            )
-        total = total + site_log_prob(site)
-    for name, site in latent_sites(trace).items():
-        if site["fn"].support.is_discrete:
-            raise ValueError(
-                f"Site '{name}' is latent and discrete: gradients do not pass through its draws. "
-                "Sum it out of the model."
-            )
-    return total
-
-
-def _explain(particles: Callable[..., Any], keys: Any, error: ValueError) -> None:
-    """Raise the error that says which function's prior or inputs differ between particles."""
-    raise ValueError(
-        "the prior process of a function, the guide's, or the inputs depend on a latent variable "
-        "or on random draws, so that each particle has another one: their divergence is not that "
-        "of two distributions over functions. Learn such quantities as parameters "
-        "(`numpyro.param`), or by `implicitppl.gp.fit` first."
-    ) from error
-
-
-def _split(process: Process) -> tuple[Any, Any]:
-    return eqx.partition(process, eqx.is_array)
-
-
-def _merge(values: Array) -> Array:
-    if jnp.issubdtype(values.dtype, jnp.inexact):
-        return jnp.mean(values, axis=0)
-    return values[0]
-
-
-def _mutable(trace: dict[str, Any]) -> Params:
-    return {name: site["value"] for name, site in trace.items() if site["type"] == "mutable"}

@@ -37,7 +37,8 @@ def function_posterior(
     Args:
         guide: the guide.
         params: of `svi.get_params(state)` or `result.params`.
-        args, kwargs: of the guide; inputs may be any, since no function is evaluated there.
+        *args: of the guide; inputs may be any, since no function is evaluated there.
+        **kwargs: of the guide.
 
     Returns:
         name -> process. No training data is needed.

@@ -8,7 +8,6 @@ rows of a minibatch. A density is never asked for.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 from numpyro.primitives import Messenger
@@ -185,8 +184,3 @@ def batch_ratio(model_trace: dict[str, Site]) -> float:
 def joined(x: tuple[Array, ...], measured: Array) -> Array:
     """Return all inputs of a function, those of the model first."""
     return jnp.concatenate([*x, measured], axis=0)
-
-
-def held(tree: Any) -> Any:
-    """Return a tree through which no derivative passes."""
-    return jax.lax.stop_gradient(tree)
