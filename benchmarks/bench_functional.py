@@ -1,9 +1,9 @@
-"""What functional variational inference is measured against, on regression tables.
+r"""What functional variational inference is measured against, on regression tables.
 
     python -m benchmarks.bench_functional --data FOLDER          (all; FOLDER/uci/*.data)
     python -m benchmarks.bench_functional --data FOLDER --sets yacht --methods MFVI --splits 2
     python -m benchmarks.bench_functional --quick                (bundled data, two splits)
-    python -m benchmarks.bench_functional --data FOLDER --times 2 --methods MFVI --splits 1 \\
+    python -m benchmarks.bench_functional --data FOLDER --times 2 --methods MFVI --splits 1 \
         --out benchmarks/results/functional-steps.jsonl          (is the training long enough?)
     python -m benchmarks.functional_tables                       (docs/functional-benchmarks.md)
 

@@ -55,7 +55,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     args.out = args.out or (RESULTS / "gp-quick.jsonl" if args.quick else OUT)
     args.splits = QUICK_SPLITS if args.quick else args.splits
-    args.sets = args.sets or ([BUNDLED] if args.quick else [name for name in SETTINGS if name != BUNDLED])
+    args.sets = args.sets or (
+        [BUNDLED] if args.quick else [name for name in SETTINGS if name != BUNDLED]
+    )
     args.methods = args.methods or [*KERNELS, *(SCRIPTS if args.peers else ())]
     if not args.peers and set(args.methods) & set(SCRIPTS):
         parser.error("peers need `--peers PYTHON`")
