@@ -1,7 +1,7 @@
 """Agents of the bandit benchmark: Thompson sampling from a posterior over reward functions.
 
-An agent is three functions; another agent is one more entry of `AGENTS`, a function of nothing
-that returns an `Agent`. States may be anything; every function returns the new one.
+An agent is three functions; another agent is one more entry of `AGENTS` of bandits.py, a function
+of nothing that returns an `Agent`. States may be anything; every function returns the new one.
 
     init(num_arms, num_inputs, horizon, seed) -> state
     act(state, context)                       -> arm
@@ -24,6 +24,8 @@ import numpy as np
 import optax
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
+PULLS = 2
+"""Pulls of every arm before an agent is asked."""
 SHAPE = RATE = 6.0
 PRECISION = 0.25
 WIDTH, EVERY, NUM_STEPS, BATCH, LEARNING_RATE = 50, 50, 100, 512, 1e-3
@@ -234,10 +236,3 @@ def relearned(state: NeuralLinear) -> NeuralLinear:
         mine = state.arms[known] == arm
         state.regressions.add(arm, rows[mine], state.rewards[known][mine])
     return state
-
-
-AGENTS: dict[str, Callable[[], Agent]] = {
-    "uniform": uniform,
-    "linear": linear,
-    "neural-linear": neural_linear,
-}

@@ -25,10 +25,12 @@ import jax
 import numpy as np
 
 from benchmarks.accuracy import RESULTS, append, provenance, read
-from benchmarks.bandit_agents import AGENTS, Agent
+from benchmarks.bandit_agents import PULLS, Agent, neural_linear, uniform
+from benchmarks.bandit_agents import linear as linear_agent
+from benchmarks.bandit_gp import REFITS, gaussian_process
 
 KEY = ("bandit", "seed", "agent")
-HORIZON, NUM_SEEDS, PULLS = 2000, 10, 2
+HORIZON, NUM_SEEDS = 2000, 10
 OUT = RESULTS / "bandits.jsonl"
 
 
@@ -62,6 +64,13 @@ def linear(seed: int, horizon: int = HORIZON, noise: float = 0.5) -> Bandit:
     return Bandit(contexts, means, means + noise * rng.standard_normal(means.shape))
 
 
+AGENTS: dict[str, Callable[[], Agent]] = {
+    "uniform": uniform,
+    "linear": linear_agent,
+    "neural-linear": neural_linear,
+    "GP": gaussian_process,
+    "GP, refitted": lambda: gaussian_process(REFITS),
+}
 BANDITS: dict[str, Callable[..., Bandit]] = {"wheel": wheel, "linear": linear}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accuracy import RESULTS, read
-from benchmarks.bandit_agents import AGENTS
+from benchmarks.bandits import AGENTS
 from benchmarks.functional_methods import METHODS
 from benchmarks.gp_tables import insert, mean_se, measured, names, with_se
 

