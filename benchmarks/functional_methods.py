@@ -38,8 +38,11 @@ NUM_DRAWS = 500
 NUM_MEMBERS = 5
 NUM_ELBO = 100
 NUM_CHAINS = 2
-INIT_SCALE = 0.01
-"""Posterior standard deviations at which mean-field inference starts, of weights of order .1-1."""
+INIT_SCALE = 1e-3
+"""Posterior standard deviations at which mean-field inference starts.
+
+On yacht ten fits from here end 5 nats (s.e. 6) above those from .01; local optima differ by 20.
+"""
 
 
 class Prediction(NamedTuple):
