@@ -31,6 +31,11 @@ def select(rows: Rows, **values: Any) -> Rows:
     return [r for r in rows if "error" not in r and all(r[k] == v for k, v in values.items())]
 
 
+def methods(rows: Rows) -> list[str]:
+    """Return the methods that have rows, in their order."""
+    return [method for method in METHODS if select(rows, method=method)]
+
+
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table."""
     rows = [f"| {' | '.join(line)} |" for line in (head, *lines)]
@@ -51,11 +56,11 @@ def accuracy(rows: Rows, figure: str) -> str:
     lines = []
     for name in names(rows):
         for floor in sorted({r["floor"] for r in rows if r["data"] == name}):
-            found = [select(rows, data=name, floor=floor, method=m) for m in METHODS]
+            found = [select(rows, data=name, floor=floor, method=m) for m in methods(rows)]
             most = max(map(len, found))
             cells = [cell(group, figure, most) for group in found]
             lines.append([name, f"{floor:g}", str(most), *cells])
-    return table(["data", "least noise", "splits", *METHODS], lines)
+    return table(["data", "least noise", "splits", *methods(rows)], lines)
 
 
 def medians(rows: Rows) -> str:
@@ -63,9 +68,9 @@ def medians(rows: Rows) -> str:
     lines = []
     for name in names(rows):
         for floor in sorted({r["floor"] for r in rows if r["data"] == name}):
-            found = [select(rows, data=name, floor=floor, method=m) for m in METHODS]
+            found = [select(rows, data=name, floor=floor, method=m) for m in methods(rows)]
             lines.append([name, f"{floor:g}", *map(median_cell, found)])
-    return table(["data", "least noise", *METHODS], lines)
+    return table(["data", "least noise", *methods(rows)], lines)
 
 
 def median_cell(group: Rows) -> str:
