@@ -41,7 +41,7 @@ NUM_CHAINS = 2
 INIT_SCALE = 1e-3
 """Posterior standard deviations at which mean-field inference starts.
 
-No start is best: ten fits of yacht end 5 nats (s.e. 6) above those from .01, energy's end below.
+Neither is best: ten yacht fits end 5 nats (s.e. 6) above those from .01, energy's on both sides.
 """
 
 
