@@ -25,7 +25,7 @@ from typing import Any
 import jax
 
 from benchmarks.accuracy import RESULTS, append, provenance, read
-from benchmarks.gp_data import BUNDLED, FILES, Split, scores, split
+from benchmarks.gp_data import BUNDLED, Split, scores, split
 from benchmarks.gp_methods import KERNELS, MOST_EXACT, Run, Settings, run_ours, run_peer
 from benchmarks.gp_peers import SCRIPTS, Peer
 
@@ -55,7 +55,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     args.out = args.out or (RESULTS / "gp-quick.jsonl" if args.quick else OUT)
     args.splits = QUICK_SPLITS if args.quick else args.splits
-    args.sets = args.sets or ([BUNDLED] if args.quick else list(FILES))
+    args.sets = args.sets or (
+        [BUNDLED] if args.quick else [name for name in SETTINGS if name != BUNDLED]
+    )
     args.methods = args.methods or [*KERNELS, *(SCRIPTS if args.peers else ())]
     if not args.peers and set(args.methods) & set(SCRIPTS):
         parser.error("peers need `--peers PYTHON`")

@@ -13,6 +13,7 @@ FILES = {
     "energy": "energy.data",
     "concrete": "concrete.data",
     "kin8nm": "kin8nm.data",
+    "protein": "protein.data",
 }
 BUNDLED = "diabetes"
 TEST_SHARE = 0.1
@@ -53,12 +54,13 @@ def table(name: str, data: Path | None) -> tuple[np.ndarray, np.ndarray]:
     return rows[:, :-1], rows[:, -1]
 
 
-def split(name: str, seed: int, data: Path | None = None) -> Split:
-    """Return the split of that seed, in float64."""
+def split(name: str, seed: int, data: Path | None = None, max_train: int | None = None) -> Split:
+    """Return the split of that seed, in float64; of its training rows at most the first so many."""
     from sklearn.model_selection import train_test_split
 
     parts = train_test_split(*table(name, data), test_size=TEST_SHARE, random_state=seed)
     x, x_test, y, y_test = parts
+    x, y = x[:max_train], y[:max_train]
     centre, spread = x.mean(axis=0), x.std(axis=0)
     spread = np.where(spread > 0, spread, 1.0)
     middle, scale = y.mean(), y.std()

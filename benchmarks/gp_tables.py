@@ -241,12 +241,12 @@ def tables(rows: Rows, speed_rows: Rows) -> str:
     return "\n\n".join(parts + (["Failed: " + "; ".join(failed) + "."] if failed else []))
 
 
-def insert(page: str, text: str) -> str:
+def insert(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
     """Return the page with the text between its markers."""
-    if page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise ValueError(f"the page must contain {BEGIN} and {END} once each.")
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}"
+    if page.count(begin) != 1 or page.count(end) != 1:
+        raise ValueError(f"the page must contain {begin} and {end} once each.")
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}"
 
 
 def main(arguments: list[str] | None = None) -> None:

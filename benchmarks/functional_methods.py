@@ -1,0 +1,257 @@
+"""The peers of functional variational inference: a GP, and weight-space inference of one network.
+
+The network has one hidden layer of 50 ReLU units, weights N(0, 1/fan in) and biases N(0, 1); its
+outputs have Gaussian noise of one standard deviation for all inputs, LogNormal(log .1, 1.5) in
+units of the training outputs. Every weight-space method has this prior and this likelihood:
+
+    y_i ~ N(f_w(x_i), (floor + s)^2),  f_w(x) = w2' relu(w1' x + b1) + b2.
+
+`floor` is the least noise that training allows. Training sees all rows at every step. The exact GP
+is fitted once and then, where its noise is below the floor, conditioned with the floor as noise.
+
+A method is a function of a split, settings and floors that returns a `Prediction` for each floor;
+another method is one more entry of `METHODS`.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+from numpyro.diagnostics import split_gelman_rubin
+from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO, init_to_sample
+from numpyro.infer.autoguide import AutoNormal
+
+import implicitppl as ip
+from benchmarks.gp_data import Split
+from benchmarks.gp_methods import NOISE_VARIANCE, Settings, rbf
+
+WIDTH = 50
+NOISE_PRIOR = (float(np.log(0.1)), 1.5)
+NUM_DRAWS = 500
+NUM_MEMBERS = 5
+NUM_ELBO = 100
+NUM_CHAINS = 2
+INIT_SCALE = 1e-3
+"""Posterior standard deviations at which mean-field inference starts.
+
+Neither is best: ten yacht fits end 5 nats (s.e. 6) above those from .01, energy's on both sides.
+"""
+
+
+class Prediction(NamedTuple):
+    """A predictive mixture of S Gaussians at the test inputs, in standardised units.
+
+    Attributes:
+        mean: (S, T), function values of the particles.
+        noise_sd: (S, 1) standard deviations around them; (1, T) for the process.
+        info: CPU seconds of training, compilation included where the method is new to the shape,
+            and what the method says about its fit.
+    """
+
+    mean: np.ndarray
+    noise_sd: np.ndarray
+    info: dict[str, Any]
+
+
+Method = Callable[[Split, Settings, Sequence[float]], dict[float, Prediction]]
+
+
+def scores(split: Split, found: Prediction) -> dict[str, float]:
+    """Return RMSE of the mixture's mean and its mean test log density, in the data's units."""
+    from scipy.special import logsumexp
+    from scipy.stats import norm
+
+    logs = norm.logpdf(split.y_test, found.mean, found.noise_sd)
+    density = logsumexp(logs, axis=0) - np.log(len(logs))
+    error = found.mean.mean(axis=0) - split.y_test
+    return {
+        "rmse": float(split.scale * np.sqrt(np.mean(error**2))),
+        "ll": float(np.mean(density) - np.log(split.scale)),
+    }
+
+
+def exact_gp(split: Split, settings: Settings, floors: Sequence[float]) -> dict[float, Prediction]:
+    """Return predictions of a zero-mean RBF-ARD process of the highest evidence."""
+    x, y, x_test = (jnp.asarray(a) for a in (split.x, split.y, split.x_test))
+    begin = time.process_time()
+    process = ip.processes.GaussianProcess(rbf(split)[0])
+    fit = ip.gp.fit(process, x, y, NOISE_VARIANCE**0.5, **settings._asdict())
+    noise = float(fit.noise_scale)
+    info = {
+        "train_seconds": time.process_time() - begin,
+        "log_evidence": float(fit.log_evidence),
+        "fitted_noise_sd": noise,
+    }
+    found = {}
+    for floor in floors:
+        scale = max(noise, floor)
+        values = fit.process.condition(x, y, scale)(x_test, noise_scale=scale)
+        mean, sd = np.asarray(values.mean)[None], np.sqrt(np.asarray(values.variance))[None]
+        found[floor] = Prediction(mean, sd, info | {"noise_sd": scale})
+    return found
+
+
+def shapes(num_inputs: int) -> dict[str, tuple[tuple[int, ...], float]]:
+    """Return shape and prior standard deviation of the network's parameters."""
+    return {
+        "w1": ((num_inputs, WIDTH), num_inputs**-0.5),
+        "b1": ((WIDTH,), 1.0),
+        "w2": ((WIDTH,), WIDTH**-0.5),
+        "b2": ((), 1.0),
+    }
+
+
+def network(weights: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    """Return the network's outputs (N,)."""
+    return jax.nn.relu(x @ weights["w1"] + weights["b1"]) @ weights["w2"] + weights["b2"]
+
+
+def model(x: jax.Array, y: jax.Array, floor: jax.Array) -> None:
+    """The network as a NumPyro model."""
+    weights = {
+        name: numpyro.sample(name, dist.Normal(jnp.zeros(shape), scale).to_event(len(shape)))
+        for name, (shape, scale) in shapes(x.shape[1]).items()
+    }
+    noise = numpyro.sample("noise", dist.LogNormal(*NOISE_PRIOR))
+    numpyro.sample("y", dist.Normal(network(weights, x), floor + noise).to_event(1), obs=y)
+
+
+def adam(num_steps: int, rate: jax.Array) -> optax.GradientTransformation:
+    """Return Adam whose rate falls as a cosine to 0."""
+    return optax.adam(optax.cosine_decay_schedule(rate, num_steps))
+
+
+@functools.partial(jax.jit, static_argnames="num_steps")
+def train_mean_field(
+    key: jax.Array, x: jax.Array, y: jax.Array, floor: jax.Array, rate: jax.Array, num_steps: int
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Return posterior draws of a mean-field fit, and its ELBO in nats of the whole data."""
+    guide = AutoNormal(model, init_loc_fn=init_to_sample, init_scale=INIT_SCALE)
+    svi = SVI(model, guide, adam(num_steps, rate), Trace_ELBO())
+    keys = jax.random.split(key, 3)
+    state = svi.init(keys[0], x, y, floor)
+    state, _ = jax.lax.scan(
+        lambda s, _: svi.update(s, x, y, floor), state, xs=None, length=num_steps
+    )
+    params = svi.get_params(state)
+    loss = Trace_ELBO(num_particles=NUM_ELBO).loss(keys[1], params, model, guide, x, y, floor)
+    draws = guide.sample_posterior(keys[2], params, sample_shape=(NUM_DRAWS,))
+    return draws, -loss
+
+
+def log_joint(state: dict[str, jax.Array], x: jax.Array, y: jax.Array, floor: Any) -> jax.Array:
+    """Return log p(y, w, log s) for weights `w1 ... b2` and `log_noise`."""
+    prior = [
+        dist.Normal(0.0, scale).log_prob(state[name]).sum()
+        for name, (_, scale) in shapes(x.shape[1]).items()
+    ]
+    prior.append(dist.Normal(*NOISE_PRIOR).log_prob(state["log_noise"]))
+    sd = floor + jnp.exp(state["log_noise"])
+    return sum(prior) + dist.Normal(network(state, x), sd).log_prob(y).sum()
+
+
+@functools.partial(jax.jit, static_argnames="num_steps")
+def train_ensemble(
+    key: jax.Array, x: jax.Array, y: jax.Array, floor: jax.Array, rate: jax.Array, num_steps: int
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Return the modes of `NUM_MEMBERS` ascents from prior draws, and the mean log joint."""
+    optim = adam(num_steps, rate)
+
+    def ascend(key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+        keys = jax.random.split(key, 4)
+        parts = zip(keys, shapes(x.shape[1]).items(), strict=True)
+        start = {n: scale * jax.random.normal(k, shape) for k, (n, (shape, scale)) in parts}
+        start["log_noise"] = jnp.asarray(NOISE_PRIOR[0])
+
+        def step(carry: Any, _: None) -> tuple[Any, None]:
+            weights, state = carry
+            slope = jax.grad(lambda w: -log_joint(w, x, y, floor))(weights)
+            change, state = optim.update(slope, state)
+            return (optax.apply_updates(weights, change), state), None
+
+        carry = (start, optim.init(start))
+        (weights, _), _ = jax.lax.scan(step, carry, xs=None, length=num_steps)
+        return weights, log_joint(weights, x, y, floor)
+
+    weights, values = jax.vmap(ascend)(jax.random.split(key, NUM_MEMBERS))
+    weights["noise"] = jnp.exp(weights.pop("log_noise"))
+    return weights, values.mean()
+
+
+@jax.jit
+def predict(
+    draws: dict[str, jax.Array], x: jax.Array, floor: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return function values (S, T) and noise (S, 1) of weight draws."""
+    values = jax.lax.map(lambda w: network(w, x), draws)
+    return values, (floor + draws["noise"])[:, None]
+
+
+def weight_space(train: Callable[..., Any], figure: str) -> Method:
+    """Return the method that trains weights anew for every floor; `figure` names its objective."""
+
+    def run(split: Split, settings: Settings, floors: Sequence[float]) -> dict[float, Prediction]:
+        x, y, x_test = (jnp.asarray(a) for a in (split.x, split.y, split.x_test))
+        found = {}
+        for floor in floors:
+            begin = time.process_time()
+            key, rate = jax.random.key(split.seed), jnp.asarray(settings.learning_rate)
+            draws, value = train(key, x, y, jnp.asarray(floor), rate, settings.num_steps)
+            info = {figure: float(value), "train_seconds": time.process_time() - begin}
+            found[floor] = predicted(draws, x_test, floor, info)
+        return found
+
+    return run
+
+
+def predicted(
+    draws: dict[str, jax.Array], x: jax.Array, floor: float, info: dict[str, Any]
+) -> Prediction:
+    """Return the prediction of weight draws; adds their mean noise to `info`."""
+    mean, sd = (np.asarray(a) for a in predict(draws, x, jnp.asarray(floor)))
+    return Prediction(mean, sd, info | {"noise_sd": float(sd.mean()), "num_particles": len(mean)})
+
+
+def nuts(split: Split, settings: Settings, floors: Sequence[float]) -> dict[float, Prediction]:
+    """Return predictions of two chains of NUTS from prior draws; steps are warm-up and draws each.
+
+    `rhat_*` are split R-hats of the function at the test inputs: those of weights say little, for
+    units may be exchanged.
+    """
+    x, y, x_test = (jnp.asarray(a) for a in (split.x, split.y, split.x_test))
+    found = {}
+    for floor in floors:
+        begin = time.process_time()
+        kernel = NUTS(model, init_strategy=init_to_sample)
+        count = settings.num_steps
+        options = {"num_warmup": count, "num_samples": count, "num_chains": NUM_CHAINS}
+        mcmc = MCMC(kernel, **options, chain_method="sequential", progress_bar=False)
+        fields = ("num_steps", "diverging")
+        mcmc.run(jax.random.key(split.seed), x, y, jnp.asarray(floor), extra_fields=fields)
+        seconds = time.process_time() - begin
+        extra = mcmc.get_extra_fields()
+        info = {
+            "train_seconds": seconds,
+            "mean_leapfrogs": float(extra["num_steps"].mean()),
+            "divergences": int(extra["diverging"].sum()),
+        }
+        result = predicted(mcmc.get_samples(), x_test, floor, info)
+        rhat = split_gelman_rubin(result.mean.reshape(NUM_CHAINS, count, -1))
+        info = {"rhat_median": float(np.median(rhat)), "rhat_max": float(rhat.max())}
+        found[floor] = result._replace(info=result.info | info)
+    return found
+
+
+METHODS: dict[str, Method] = {
+    "GP": exact_gp,
+    "MFVI": weight_space(train_mean_field, "elbo"),
+    "ensemble": weight_space(train_ensemble, "log_joint"),
+    "NUTS": nuts,
+}

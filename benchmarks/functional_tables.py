@@ -1,0 +1,190 @@
+"""Turns the result files of bench_functional.py and bandits.py into the tables of a docs page.
+
+    python -m benchmarks.functional_tables             (writes them between the page's markers)
+    python -m benchmarks.functional_tables --check     (fails where the page differs)
+    python -m benchmarks.functional_tables --print     (prints them; `--rows FILE` for another file)
+
+Standard errors are those of a mean over splits or seeds.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.accuracy import RESULTS, read
+from benchmarks.bandits import AGENTS
+from benchmarks.functional_methods import METHODS
+from benchmarks.gp_tables import insert, mean_se, measured, names, with_se
+
+PAGE = Path(__file__).parents[1] / "docs" / "functional-benchmarks.md"
+BEGIN, END = "<!-- functional:begin -->", "<!-- functional:end -->"
+OBJECTIVES = ("elbo", "log_joint", "log_evidence")
+Rows = list[dict[str, Any]]
+
+
+def select(rows: Rows, **values: Any) -> Rows:
+    """Return the good rows that have these values."""
+    return [r for r in rows if "error" not in r and all(r[k] == v for k, v in values.items())]
+
+
+def methods(rows: Rows) -> list[str]:
+    """Return the methods that have rows, in their order."""
+    return [method for method in METHODS if select(rows, method=method)]
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    rows = [f"| {' | '.join(line)} |" for line in (head, *lines)]
+    return "\n".join([rows[0], "|---" * len(head) + "|", *rows[1:]])
+
+
+def cell(group: Rows, figure: str, most: int, digits: int = 3) -> str:
+    """Return mean and standard error, with the number of splits where it is not `most`."""
+    if not group:
+        return "-"
+    count = len(group)
+    few = "" if count == most else f", {count} split{'s' if count > 1 else ''} only"
+    return with_se(mean_se(r[figure] for r in group), digits) + few
+
+
+def accuracy(rows: Rows, figure: str) -> str:
+    """Return data sets and least noises by methods."""
+    lines = []
+    for name in names(rows):
+        for floor in sorted({r["floor"] for r in rows if r["data"] == name}):
+            found = [select(rows, data=name, floor=floor, method=m) for m in methods(rows)]
+            most = max(map(len, found))
+            cells = [cell(group, figure, most) for group in found]
+            lines.append([name, f"{floor:g}", str(most), *cells])
+    return table(["data", "least noise", "splits", *methods(rows)], lines)
+
+
+def medians(rows: Rows) -> str:
+    """Return median RMSE and log density over splits, RMSE first."""
+    lines = []
+    for name in names(rows):
+        for floor in sorted({r["floor"] for r in rows if r["data"] == name}):
+            found = [select(rows, data=name, floor=floor, method=m) for m in methods(rows)]
+            lines.append([name, f"{floor:g}", *map(median_cell, found)])
+    return table(["data", "least noise", *methods(rows)], lines)
+
+
+def median_cell(group: Rows) -> str:
+    if not group:
+        return "-"
+    return " / ".join(f"{np.median([r[k] for r in group]):.3f}" for k in ("rmse", "ll"))
+
+
+def cost(rows: Rows) -> str:
+    """Return steps, noise and CPU seconds; those with compilation are left out where others are."""
+    lines = []
+    for name in names(rows):
+        for method in METHODS:
+            group = select(rows, data=name, method=method)
+            if not group:
+                continue
+            warm = [r["train_seconds"] for r in group if not r["is_first"]]
+            seconds = np.median(warm or [r["train_seconds"] for r in group])
+            noises = []
+            for floor in sorted({r["floor"] for r in group}):
+                sd = np.median([r["noise_sd"] for r in select(group, floor=floor)])
+                noises.append(f"{sd:.3f} ({floor:g})")
+            cells = [name, f"{group[0]['num_train']:,}", method, f"{group[0]['num_steps']:,}"]
+            lines.append([*cells, f"{seconds:.1f}", ", ".join(noises)])
+    head = ["data", "N", "method", "steps", "training, CPU s", "noise sd (least noise)"]
+    return table(head, lines)
+
+
+def convergence(rows: Rows, longer: Rows) -> str:
+    """Return what longer training changes on the same split: objective in nats, and figures."""
+    lines = []
+    for row in select(longer):
+        base = select(rows, **{k: row[k] for k in ("data", "split", "method", "floor")})
+        figure = next((k for k in OBJECTIVES if k in row), None)
+        if not base or figure is None:
+            continue
+        pairs = [
+            f"{base[0][k]:.{d}f} -> {row[k]:.{d}f}"
+            for k, d in ((figure, 1), ("rmse", 3), ("ll", 3))
+        ]
+        steps = f"{base[0]['num_steps']:,} -> {row['num_steps']:,}"
+        lines.append([row["data"], row["method"], steps, *pairs])
+    return table(["data", "method", "steps", "ELBO or log joint", "RMSE", "log density"], lines)
+
+
+def mixing(rows: Rows) -> str:
+    """Return one sentence for each run of NUTS."""
+    return " ".join(
+        f"NUTS on {r['data']} split {r['split']}, least noise {r['floor']:g}: R-hat of the "
+        f"function at the test inputs {r['rhat_median']:.2f} (median), {r['rhat_max']:.2f} "
+        f"(largest), "
+        f"{r['divergences']} divergences, {r['mean_leapfrogs']:.0f} leapfrogs a draw, "
+        f"{r['train_seconds']:.0f} CPU s."
+        for r in select(rows, method="NUTS")
+    )
+
+
+def bandits(rows: Rows) -> str:
+    """Return regret in percent of uniform by bandit and agent."""
+    lines = []
+    for name in dict.fromkeys(r["bandit"] for r in rows):
+        for agent in AGENTS:
+            group = select(rows, bandit=name, agent=agent)
+            if group:
+                cells = [with_se(mean_se(r[k] for r in group), 1) for k in ("relative", "half")]
+                median = f"{np.median([r['relative'] for r in group]):.1f}"
+                seconds = f"{np.median([r['cpu_seconds'] for r in group]):.1f}"
+                lines.append([name, agent, str(len(group)), cells[0], median, cells[1], seconds])
+    head = ["bandit", "agent", "seeds", "regret, % of uniform", "median", "second half", "CPU s"]
+    return table(head, lines)
+
+
+def tables(rows: Rows, longer: Rows, bandit_rows: Rows) -> str:
+    """Return all tables with their captions."""
+    parts = []
+    if rows:
+        parts += [
+            measured(rows + longer),
+            *("### Test RMSE (s.e.)", accuracy(rows, "rmse")),
+            *("### Test log density per point (s.e.)", accuracy(rows, "ll"), mixing(rows)),
+            *("### Medians over splits, RMSE / log density", medians(rows)),
+            *("### Cost of training, and the noise found", cost(rows)),
+        ]
+    if longer:
+        parts += ["### Twice the steps, on one split", convergence(rows, longer)]
+    if bandit_rows:
+        parts += ["### Bandits (s.e.)", measured(bandit_rows), bandits(bandit_rows)]
+    failed = [
+        f"{r['data']} {r['split']}, {r['method']}: {r['error']}" for r in rows if "error" in r
+    ]
+    parts += ["Failed: " + "; ".join(failed) + "."] if failed else []
+    return "\n\n".join(filter(None, parts))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="fail where the page differs")
+    parser.add_argument("--print", action="store_true", help="print, and leave the page alone")
+    parser.add_argument("--rows", type=Path, default=RESULTS / "functional.jsonl")
+    parser.add_argument("--longer", type=Path, default=RESULTS / "functional-steps.jsonl")
+    parser.add_argument("--bandits", type=Path, default=RESULTS / "bandits.jsonl")
+    args = parser.parse_args(arguments)
+    text = tables(read(args.rows), read(args.longer), read(args.bandits))
+    if args.print:
+        print(text)
+        return
+    page = PAGE.read_text()
+    text = insert(page, text, BEGIN, END)
+    if args.check and text != page:
+        sys.exit(
+            f"{PAGE.name} differs from its results: run python -m benchmarks.functional_tables"
+        )
+    PAGE.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The functional benchmark: what its figures mean, that peers learn, what its tables say."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from benchmarks import bench_functional, functional_tables
+from benchmarks import functional_methods as methods
+from benchmarks.accuracy import RESULTS, read
+from benchmarks.functional_methods import METHODS, Prediction
+from benchmarks.gp_data import split
+from benchmarks.gp_methods import Settings
+
+pytest.importorskip("sklearn")
+
+
+def test_one_gaussian_scores_as_a_normal_in_the_units_of_the_data() -> None:
+    found = split("diabetes", 1)
+    prediction = Prediction(np.full((1, 45), 0.3), np.full((1, 45), 0.7), {})
+    y = found.scale * found.y_test
+    got = methods.scores(found, prediction)
+    expected = norm.logpdf(y, 0.3 * found.scale, 0.7 * found.scale).mean()
+    np.testing.assert_allclose(got["ll"], expected)
+    np.testing.assert_allclose(got["rmse"], np.sqrt(np.mean((y - 0.3 * found.scale) ** 2)))
+
+
+def test_particles_score_as_a_mixture_for_each_test_point() -> None:
+    found = split("diabetes", 1)
+    mean = np.random.default_rng(0).standard_normal((3, 45))
+    sd = np.array([[0.5], [0.7], [1.0]])
+    density = norm.pdf(found.y_test, mean, sd).mean(axis=0)
+    got = methods.scores(found, Prediction(mean, sd, {}))
+    np.testing.assert_allclose(got["ll"], np.log(density).mean() - np.log(found.scale))
+    # The density of the mean of the particles, or a mean of log densities, is another figure.
+    mean_of_logs = norm.logpdf(found.y_test, mean, sd).mean() - np.log(found.scale)
+    assert got["ll"] - mean_of_logs > 0.1
+    # A mixture does not underflow far from all of its particles.
+    assert np.isfinite(methods.scores(found, Prediction(mean + 1e3, sd, {}))["ll"])
+
+
+def test_a_subset_is_the_first_training_rows_and_all_test_rows() -> None:
+    few, whole = split("diabetes", 3, max_train=100), split("diabetes", 3)
+    assert few.x.shape == (100, 10)
+    np.testing.assert_allclose([few.y.mean(), few.y.std()], [0, 1], atol=1e-12)
+    # Both are affine images of the same rows of the table.
+    assert np.corrcoef(few.y_test, whole.y_test)[0, 1] == pytest.approx(1)
+    assert np.corrcoef(few.y, whole.y[:100])[0, 1] == pytest.approx(1)
+
+
+def test_the_prior_of_the_network_is_the_one_that_is_stated() -> None:
+    # E f(x)^2 = 1 + E relu(u)^2 = 1 + (1 + |x|^2 / D) / 2, for u ~ N(0, 1 + |x|^2 / D).
+    num_draws, x = 4000, jnp.array([[1.0, -2.0, 0.5]])
+    keys = jax.random.split(jax.random.key(0), 4)
+    parts = zip(keys, methods.shapes(3).items(), strict=True)
+    draws = {n: s * jax.random.normal(k, (num_draws, *shape)) for k, (n, (shape, s)) in parts}
+    squares = np.asarray(jax.vmap(lambda w: methods.network(w, x))(draws))[:, 0] ** 2
+    expected = 1 + (1 + 5.25 / 3) / 2
+    error = squares.std() / np.sqrt(num_draws)
+    assert abs(squares.mean() - expected) < 4 * error
+    assert abs(squares.mean() - (expected - 1)) > 4 * error  # without the output's bias
+
+
+def test_log_joint_of_the_ensemble_is_that_of_the_model() -> None:
+    from numpyro.infer.util import log_density
+
+    rng = np.random.default_rng(1)
+    x, y = jnp.asarray(rng.standard_normal((6, 3))), jnp.asarray(rng.standard_normal(6))
+    weights = {
+        n: jnp.asarray(rng.standard_normal(shape)) for n, (shape, _) in methods.shapes(3).items()
+    }
+    floor, log_noise = jnp.asarray(0.05), jnp.asarray(-1.0)
+    expected, _ = log_density(
+        methods.model, (x, y, floor), {}, weights | {"noise": jnp.exp(log_noise)}
+    )
+    got = methods.log_joint(weights | {"log_noise": log_noise}, x, y, floor)
+    # The density of log s is that of s times s.
+    np.testing.assert_allclose(got, expected + log_noise, rtol=1e-5)
+
+
+def test_the_process_is_conditioned_with_the_floor_where_its_noise_is_below() -> None:
+    rng = np.random.default_rng(2)
+    x = rng.uniform(-2, 2, (30, 1))
+    y = np.sin(2 * x[:, 0])
+    data = split("diabetes", 1)._replace(x=x, y=y, x_test=x[:5] + 0.1, y_test=y[:5])
+    with jax.enable_x64(True):
+        found = methods.exact_gp(data, Settings(60, 0.1), (0.0, 0.3))
+    assert found[0.0].info["noise_sd"] < 0.3 == found[0.3].info["noise_sd"]
+    assert found[0.0].info["log_evidence"] == found[0.3].info["log_evidence"]
+    assert np.all(found[0.3].noise_sd >= 0.3)
+    assert np.all(found[0.3].noise_sd > found[0.0].noise_sd)
+
+
+@pytest.mark.slow
+def test_quick_tier_learns_and_resumes(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    arguments = ["--quick", "--out", str(out)]
+    bench_functional.main([*arguments, "--methods", "GP", "--floors", "0"])
+    bench_functional.main(arguments)
+    rows = read(out)
+    keys = [tuple(r[k] for k in bench_functional.KEY) for r in rows]
+    assert len(set(keys)) == len(rows) == 3 * 2 * 2
+    assert not any("error" in r for r in rows)
+    # Learned: better than predicting the training mean, by as much as there is to learn.
+    for row in rows:
+        constant = split("diabetes", row["split"])
+        base = constant.scale * np.sqrt(np.mean(constant.y_test**2))
+        assert row["rmse"] < 0.9 * base
+        assert row["noise_sd"] >= row["floor"]
+    bench_functional.main(arguments)
+    assert read(out) == rows, "rows that are there are not run again"
+    assert "| diabetes | 0.05 | 2 |" in functional_tables.tables(rows, [], [])
+
+
+@pytest.mark.slow
+def test_nuts_agrees_with_a_conjugate_posterior_where_the_network_is_linear(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Only the output's bias is left: y ~ N(b, (floor + s)^2), b ~ N(0, 1), and s is nearly known.
+    monkeypatch.setattr(methods, "network", lambda w, x: w["b2"] + 0 * x[:, 0])
+    monkeypatch.setattr(methods, "NOISE_PRIOR", (float(np.log(0.5)), 1e-3))
+    monkeypatch.setattr(methods, "shapes", lambda num_inputs: {"b2": ((), 1.0)})
+    rng = np.random.default_rng(3)
+    y = 0.4 + 0.5 * rng.standard_normal(20)
+    data = split("diabetes", 1)._replace(x=np.ones((20, 2)), y=y, x_test=np.ones((1, 2)))
+    with jax.enable_x64(True):
+        found = methods.nuts(data, Settings(400, 0.0), (0.0,))[0.0]
+    variance = 1 / (1 + 20 / 0.25)
+    mean = variance * y.sum() / 0.25
+    error = 4 * np.sqrt(variance / 200)  # 800 draws, at least a quarter of them effective
+    assert abs(found.mean.mean() - mean) < error < abs(found.mean.mean())
+    assert found.mean.var() == pytest.approx(variance, rel=0.3)
+    assert found.info["rhat_max"] < 1.05 and found.info["divergences"] == 0
+
+
+def row(method: str, seed: int, **more: Any) -> dict[str, Any]:
+    return {
+        "data": "yacht",
+        "split": seed,
+        "method": method,
+        "floor": 0.0,
+        "num_train": 277,
+        "num_steps": 1000,
+        "is_first": seed == 1,
+        "rmse": float(seed),
+        "ll": -float(seed),
+        "noise_sd": 0.1,
+        "train_seconds": 5.0 if seed == 1 else 2.0,
+        "cpu_seconds": 3.0,
+        "date": "2026-01-01",
+        "versions": {"jax": "0.10"},
+        **more,
+    }
+
+
+def test_tables_keep_floors_apart_and_name_failures() -> None:
+    rows = [row("GP", s) for s in (1, 2, 6)] + [row("GP", s, floor=0.05) for s in (1, 3)]
+    rows += [row("MFVI", 1), row("MFVI", 2, error="ValueError: no")]
+    text = functional_tables.tables(rows, [], [])
+    error = np.std([1, 2, 6], ddof=1) / np.sqrt(3)
+    assert f"| yacht | 0 | 3 | 3.000 ({error:.3f}) | 1.000, 1 split only |" in text
+    assert "| yacht | 0.05 | 2 | 2.000 (1.000) | - |" in text
+    assert "| yacht | 0 | 2.000 / -2.000 | 1.000 / -1.000 |" in text
+    assert "| yacht | 277 | GP | 1,000 | 2.0 |" in text, "the first fit compiles"
+    assert text.endswith("Failed: yacht 2, MFVI: ValueError: no.")
+
+
+def test_longer_training_is_compared_on_the_same_split() -> None:
+    rows = [row("MFVI", 1, elbo=10.0), row("MFVI", 2, elbo=0.0)]
+    longer = [row("MFVI", 1, elbo=11.0, num_steps=2000, rmse=0.9)]
+    text = functional_tables.convergence(rows, longer)
+    assert "| 1,000 -> 2,000 | 10.0 -> 11.0 | 1.000 -> 0.900 | -1.000 -> -1.000 |" in text
+
+
+def test_result_rows_are_those_of_the_protocol() -> None:
+    rows = read(RESULTS / "functional.jsonl")
+    keys = [tuple(r[k] for k in bench_functional.KEY) for r in rows]
+    assert len(set(keys)) == len(keys)
+    assert {r["method"] for r in rows} <= set(METHODS)
+    assert all(r["num_train"] <= bench_functional.MAX_TRAIN for r in rows)
+    assert all(r["num_steps"] == bench_functional.SETTINGS[r["data"]][r["method"]][0] for r in rows)
+
+
+def test_tables_of_the_page_are_those_of_the_result_files() -> None:
+    functional_tables.main(["--check"])
