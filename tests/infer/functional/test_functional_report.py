@@ -1,0 +1,123 @@
+"""What is said of an objective, and predictions from a trained guide."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.contrib.module import eqx_module
+
+from implicitppl.infer import (
+    DataNoise,
+    FunctionalELBO,
+    FunctionSamples,
+    function_posterior,
+    predict,
+)
+from implicitppl.kernels import RBF, Matern12
+from implicitppl.processes import BayesianNetwork, GaussianProcess
+
+X = jnp.linspace(-1, 1, 10)[:, None]
+Y = jnp.sin(3 * X[:, 0])
+NETWORK = BayesianNetwork(1, 20, key=jax.random.key(0))
+
+
+@pytest.fixture(autouse=True)
+def double():
+    with jax.enable_x64(True):
+        yield
+
+
+def model(x, y):
+    f = numpyro.sample("f", GaussianProcess(Matern12(0.5))(x))
+    numpyro.sample("y", dist.Normal(f, 0.1).to_event(1), obs=y)
+
+
+def guide(x, y=None):
+    numpyro.sample("f", eqx_module("q", NETWORK)(x))
+
+
+def params():
+    traced = numpyro.handlers.trace(numpyro.handlers.seed(guide, 0)).get_trace(X)
+    return {"q$params": traced["q$params"]["value"]}
+
+
+def test_a_report_adds_up_and_shows_a_divergence_that_does_not_settle():
+    loss = FunctionalELBO(DataNoise(20), "gaussian", 0.5, num_particles=60, noise=0.05)
+    report = loss.report(jax.random.key(0), params(), model, guide, X, Y, strength=0.01)
+    expected = 0.5 * report.divergence_value - report.expected_log_density
+    assert report.loss == pytest.approx(expected)
+    found = report.growth[0]
+    assert found.name == "f" and found.num_points == (30, 50, 90)
+    # A network has no finite divergence from a Matern process.
+    assert found.noisy[0] < found.noisy[1] < found.noisy[2]
+    assert found.noisy[2] > 2 * found.noisy[0]
+    assert found.regularized[2] == pytest.approx(found.regularized[0], rel=0.2)
+    text = str(report)
+    for part in ("weighted by 0.5 (no bound)", "60 particles", "90 points", "noise 0.05"):
+        assert part in text
+    assert not report.warnings
+
+
+def test_a_report_warns_of_too_few_particles_and_of_too_much_noise():
+    loss = FunctionalELBO(DataNoise(20), "gaussian", num_particles=20, noise=1.0)
+    report = loss.report(jax.random.key(0), params(), model, guide, X, Y)
+    few, noise = sorted(report.warnings, key=len)
+    assert "20 particles at 30 values; their covariance has rank 19" in few
+    assert "noise of the divergence" in noise
+    assert report.objective.startswith("negative functional ELBO (estimate")
+
+
+def test_a_minibatch_is_never_called_a_bound():
+    def batched(x, y):
+        with numpyro.plate("data", 10, subsample_size=5) as rows:
+            pass
+        f = numpyro.sample("f", GaussianProcess(RBF())(x[rows]))
+        with numpyro.plate("data", 10, subsample_size=5):
+            numpyro.sample("y", dist.Normal(f, 0.1), obs=y[rows])
+
+    def batched_guide(x, y):
+        with numpyro.plate("data", 10, subsample_size=5) as rows:
+            pass
+        guide(x[rows])
+
+    loss = FunctionalELBO(DataNoise(4), "gaussian", "N/B", num_particles=20)
+    report = loss.report(jax.random.key(0), params(), batched, batched_guide, X, Y)
+    assert report.weight == 2.0 and "no bound" in report.objective
+    assert "ELBO" not in report.objective
+
+
+def test_a_trained_guide_is_asked_anywhere_without_its_data():
+    process = function_posterior(guide, params(), jnp.zeros((1, 1)))["f"]
+    key, grid = jax.random.key(1), jnp.linspace(-2, 2, 5000)
+    found = predict(process, key, grid, 6)
+    again = predict(process, key, grid[4100:4200], 6)
+    np.testing.assert_allclose(again.values, found.values[:, 4100:4200], rtol=1e-12)
+    assert found.mean.shape == found.variance.shape == (5000,)
+    with pytest.raises(ValueError, match="the guide draws no function"):
+        function_posterior(lambda: numpyro.sample("z", dist.Normal()), {})
+
+
+def test_moments_and_densities_of_draws_are_those_of_dense_formulas():
+    values = jax.random.normal(jax.random.key(0), (7, 12)) * 2 + 1
+    found, y = FunctionSamples(jnp.zeros((12, 1)), values), jnp.linspace(-1, 1, 12)
+    dense = np.cov(np.asarray(values), rowvar=False)
+    np.testing.assert_allclose(found.covariance(jnp.arange(12)), dense, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(found.variance, np.diag(dense), rtol=1e-10)
+    rows, columns = jnp.array([3, 1]), jnp.array([0, 5, 2])
+    np.testing.assert_allclose(found.covariance(rows, columns), dense[np.ix_(rows, columns)])
+    joint = dist.MultivariateNormal(found.mean, jnp.asarray(dense) + 0.09 * jnp.eye(12))
+    assert float(found.joint_log_prob(y, 0.3)) == pytest.approx(float(joint.log_prob(y)), rel=1e-9)
+    each = dist.Normal(values, 0.3).log_prob(y)
+    mixture = jax.scipy.special.logsumexp(each, axis=0) - jnp.log(7.0)
+    np.testing.assert_allclose(found.log_prob(y, 0.3), mixture, rtol=1e-10)
+
+
+def test_a_gaussian_process_is_predicted_jointly():
+    posterior = GaussianProcess(RBF(0.5)).condition(X, Y, 0.1)
+    grid = jnp.linspace(-1, 1, 15)
+    found = predict(posterior, jax.random.key(0), grid, 4000)
+    exact = np.asarray(posterior.covariance(grid))
+    spread = np.sqrt((np.outer(np.diag(exact), np.diag(exact)) + exact**2) / 4000)
+    assert np.max(np.abs(np.asarray(found.covariance(jnp.arange(15))) - exact) / spread) < 5

@@ -1,0 +1,244 @@
+"""Gradients of the divergence: right where scores alone are not, and beyond moments."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from implicitppl.infer import GaussianKL, GridKL, RegularizedKL, ScoreKL
+from implicitppl.infer._elbo import default_estimator
+from implicitppl.infer.functional import Moments, Pair, gaussian_kl, sample_moments
+from implicitppl.infer.functional._score import non_affine
+from implicitppl.kernels import RBF
+
+NUM_POINTS, NUM_PARTICLES, NOISE = 25, 500, 0.01
+KEY = jax.random.key(1)
+DIVERGENCES = [
+    GaussianKL(),
+    RegularizedKL(1e-4),
+    GridKL(),
+    ScoreKL(),
+    ScoreKL(form="residual"),
+    ScoreKL(form="plain"),
+]
+
+
+@pytest.fixture(autouse=True)
+def double():
+    with jax.enable_x64(True):
+        yield
+
+
+def pair_of(values, prior, draws=None):
+    return Pair(values, sample_moments(values), prior, draws, False)
+
+
+class Smooth:
+    """q = .3 sin 3x + e^a z, z ~ GP(.5 RBF(.4)), against GP(RBF(.5)): functional.md's hard case."""
+
+    def __init__(self):
+        x = jnp.sort(jax.random.uniform(jax.random.key(7), (NUM_POINTS,), minval=-1.0))[:, None]
+        self.mean = 0.3 * jnp.sin(3 * x[:, 0])
+        eye = jnp.eye(NUM_POINTS)
+        self.cov = 0.5 * RBF(0.4).gram(x)
+        self.root = jnp.linalg.cholesky(self.cov + 1e-10 * eye)
+        self.prior = Moments(jnp.zeros(NUM_POINTS), RBF(0.5).gram(x))
+
+    def exact(self, a):
+        return gaussian_kl(Moments(self.mean, jnp.exp(2 * a) * self.cov), self.prior, NOISE**2)
+
+    def values(self, a, key):
+        z = jax.random.normal(key, (NUM_PARTICLES, NUM_POINTS))
+        return self.mean + jnp.exp(a) * z @ self.root.T
+
+    def slope(self, divergence, key):
+        draw_key, noise_key = jax.random.split(key)
+        return jax.grad(
+            lambda a: divergence(pair_of(self.values(a, draw_key), self.prior), noise_key)
+        )(0.0)
+
+
+@functools.cache
+def slopes(form):
+    """Gradient in the log scale a, over ten sets of particles, and the exact one."""
+    with jax.enable_x64(True):
+        case = Smooth()
+        run = jax.jit(lambda key: case.slope(ScoreKL(noise=NOISE, form=form), key))
+        found = [float(run(key)) for key in jax.random.split(jax.random.key(3), 10)]
+        return np.array(found), float(jax.grad(case.exact)(0.0))
+
+
+@pytest.mark.statistical
+def test_the_scale_gradient_is_the_exact_one_where_estimated_scores_lose_a_third():
+    found, exact = slopes("remainder")
+    assert abs(exact) > 1
+    assert abs(np.mean(found) - exact) < 0.1 * abs(exact)
+    plain, _ = slopes("plain")
+    assert abs(np.mean(plain) - exact) > 0.2 * abs(exact)
+
+
+def squashed(a, z):
+    """Two humps: a law far from normal."""
+    return a * jnp.tanh(3 * z) + 0.2 * z
+
+
+def exact_slope(a, noise):
+    """D KL / da of squashed(a, z) + noise from N(0, 1 + noise^2), by quadrature."""
+    z = np.linspace(-6, 6, 2001)
+    weight = np.exp(-0.5 * z**2) / np.sum(np.exp(-0.5 * z**2))
+
+    def kl(a):
+        u = np.linspace(-6, 6, 3001)
+        centre = a * np.tanh(3 * z) + 0.2 * z
+        bumps = np.exp(-0.5 * ((u[:, None] - centre) / noise) ** 2) / (noise * (2 * np.pi) ** 0.5)
+        density = bumps @ weight
+        prior = -0.5 * u**2 / (1 + noise**2) - 0.5 * np.log(2 * np.pi * (1 + noise**2))
+        return np.sum(density * (np.log(density + 1e-300) - prior)) * (u[1] - u[0])
+
+    return (kl(a + 1e-3) - kl(a - 1e-3)) / 2e-3
+
+
+@pytest.mark.statistical
+def test_beyond_moments_the_gradient_is_that_of_the_kl():
+    a, noise = 0.8, 0.15
+    prior = Moments(jnp.zeros(1), jnp.eye(1))
+
+    def slope(divergence, key):
+        z_key, noise_key = jax.random.split(key)
+        z = jax.random.normal(z_key, (400, 1))
+        return jax.grad(lambda a: divergence(pair_of(squashed(a, z), prior), noise_key))(a)
+
+    keys = jax.random.split(jax.random.key(0), 20)
+    exact = exact_slope(a, noise)
+    by_scores = np.array(jax.lax.map(lambda k: slope(ScoreKL(noise=noise), k), keys))
+    by_moments = np.array(jax.lax.map(lambda k: slope(GaussianKL(noise), k), keys))
+    # Moments alone are off by more than half of what separates the two; scores by a quarter.
+    assert abs(by_moments.mean() - exact) > 0.3
+    assert abs(by_scores.mean() - exact) < 0.25 * abs(by_moments.mean() - exact)
+
+
+@pytest.mark.statistical
+def test_an_implicit_prior_that_is_normal_has_the_gradient_of_the_normal_one():
+    case = Smooth()
+    draws = jax.random.multivariate_normal(
+        jax.random.key(5), case.prior.mean, case.prior.covariance + 1e-10 * jnp.eye(25), (4000,)
+    )
+    divergence, noise = ScoreKL(noise=0.1), 0.1
+
+    def slope(key, prior, draws):
+        draw_key, noise_key = jax.random.split(key)
+        values = functools.partial(case.values, key=draw_key)
+        return jax.grad(lambda a: divergence(pair_of(values(a), prior, draws), noise_key))(0.0)
+
+    keys = jax.random.split(jax.random.key(1), 8)
+    implicit = np.array(jax.lax.map(lambda k: slope(k, sample_moments(draws), draws), keys))
+    q = Moments(case.mean, case.cov)
+    exact = jax.grad(
+        lambda a: gaussian_kl(
+            q._replace(covariance=jnp.exp(2 * a) * case.cov), case.prior, noise**2
+        )
+    )(0.0)
+    entropy = NUM_POINTS  # of the scale of the two terms that nearly cancel
+    assert abs(implicit.mean() - float(exact)) < 0.05 * entropy
+
+
+def test_scores_are_constants_and_the_affine_part_is_exact():
+    bank = jax.random.normal(jax.random.key(0), (60, 3)) * jnp.array([1.0, 2.0, 0.5])
+    remainder = non_affine(default_estimator(), bank)(bank)
+    design = jnp.column_stack([jnp.ones(60), bank])
+    np.testing.assert_allclose(design.T @ remainder, 0, atol=1e-3)
+    prior = Moments(jnp.zeros(3), jnp.diag(jnp.array([3.0, 2.0, 1.0])))
+    divergence, key = ScoreKL(noise=1e-6), jax.random.key(1)
+
+    def value(scale):
+        return divergence(pair_of(scale * bank, prior), key)
+
+    slope = jax.grad(value)(1.0)
+
+    def moments_alone(scale):
+        return GaussianKL(1e-6)(pair_of(scale * bank, prior), key)
+
+    held = bank[:, ::-1] / jnp.sqrt(jnp.array([1.0, 2.0, 3.0]))  # by rising prior variance
+    beyond = non_affine(default_estimator(), held)(held)
+    expected = jax.grad(moments_alone)(1.0) + jnp.mean(jnp.sum(beyond * held, axis=1))
+    assert float(slope) == pytest.approx(float(expected), abs=1e-6)
+    second = jax.grad(
+        jax.grad(lambda s: value(s) - GaussianKL(1e-6)(pair_of(s * bank, prior), key))
+    )
+    assert float(second(1.0)) == pytest.approx(0, abs=1e-8)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda d: d.describe()[:45])
+def test_units_do_not_matter(divergence):
+    case, key = Smooth(), jax.random.key(0)
+    big = Moments(1000 * case.prior.mean, 1e6 * case.prior.covariance)
+
+    def slope(unit, prior):
+        values = unit * case.values(0.0, key)
+        return jax.value_and_grad(lambda v: divergence(pair_of(v, prior), key))(values)
+
+    (value, grad), (scaled, scaled_grad) = slope(1.0, case.prior), slope(1000.0, big)
+    assert float(scaled) == pytest.approx(float(value), rel=1e-6)
+    error = jnp.linalg.norm(1000 * scaled_grad - grad) / jnp.linalg.norm(grad)
+    assert float(error) < 1e-4
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda d: d.describe()[:45])
+@pytest.mark.parametrize(
+    "case", ["collapsed", "two particles", "repeated inputs", "singular prior"]
+)
+def test_degenerate_particles_and_priors_give_finite_numbers(divergence, case):
+    x = jnp.linspace(0, 1, 8)[:, None]
+    num, key = (2 if case == "two particles" else 30), jax.random.key(0)
+    x = x.at[1].set(x[0]) if case == "repeated" else x
+    gram = jnp.ones((8, 8)) if case == "singular prior" else RBF(0.5).gram(x)
+    values = jax.random.normal(key, (num, 8))
+    values = jnp.broadcast_to(values[:1], values.shape) if case == "collapsed" else values
+    prior = Moments(jnp.zeros(8), gram)
+    found = jax.value_and_grad(lambda v: divergence(pair_of(v, prior), key))(values)
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(found))
+
+
+def test_single_precision_is_finite_at_a_noise_that_it_carries():
+    with jax.enable_x64(False):
+        x = jnp.linspace(-1, 1, 40)[:, None]
+        prior = Moments(jnp.zeros(40), RBF(0.5).gram(x))
+        values = jax.random.normal(jax.random.key(0), (100, 40))
+        for divergence in (GaussianKL(0.1), ScoreKL(noise=0.1)):
+            found = jax.value_and_grad(
+                lambda v, d=divergence: d(pair_of(v, prior), jax.random.key(1))
+            )
+            value, slope = found(values)
+            assert value.dtype == jnp.float32 and bool(jnp.all(jnp.isfinite(slope)))
+
+
+def test_the_grid_divergence_is_below_that_of_all_points_and_positive():
+    case, key = Smooth(), jax.random.key(2)
+    pair = pair_of(case.values(0.0, key), case.prior)
+    assert 0 < float(GridKL(20)(pair, key)) < float(GaussianKL()(pair, key))
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: ScoreKL(noise=0.0), "`noise` must be positive"),
+        (lambda: ScoreKL(form="best"), "`form` must be one of"),
+        (lambda: ScoreKL(num_directions=0), "`num_directions` must be positive"),
+        (lambda: GaussianKL(-1.0), "`noise` must be positive"),
+        (lambda: RegularizedKL(0.0), "`strength` must be positive"),
+        (lambda: GridKL(0), "`num_subsets` must be positive"),
+    ],
+    ids=["noise", "form", "directions", "gaussian", "strength", "subsets"],
+)
+def test_bad_settings_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_the_residual_form_needs_a_gaussian_prior():
+    values = jax.random.normal(jax.random.key(0), (30, 4))
+    pair = pair_of(values, sample_moments(values), values)
+    with pytest.raises(ValueError, match="needs a Gaussian prior"):
+        ScoreKL(form="residual")(pair, jax.random.key(1))
