@@ -170,10 +170,10 @@ def test_a_parameter_that_is_zero_stays_zero_and_the_others_learn():
 
 def test_the_best_of_several_starts_is_kept():
     # log p(y) has a maximum for each of a period's divisors and multiples: a start finds the next.
-    y, options = np.sin(2 * X), {"num_steps": 60}
+    y = np.sin(2 * X)
     starts = [GaussianProcess(Periodic(period=period)) for period in (0.5, 2.9, 0.9)]
-    found, evidence = best_fit(starts, X, y, **options)
-    alone = [float(fit(start, X, y, **options).log_evidence) for start in starts]
+    found, evidence = best_fit(starts, X, y, num_steps=60)
+    alone = [float(fit(start, X, y, num_steps=60).log_evidence) for start in starts]
     np.testing.assert_array_equal(evidence, alone)
     assert np.argmax(evidence) == 1 and evidence[1] > max(evidence[0], evidence[2]) + 10
     assert float(found.log_evidence) == evidence[1]

@@ -57,9 +57,9 @@ def test_masked_values_take_no_part():
     q, p = moments(2), moments(3)
     keep = jnp.array([True, False, True, True, False, True])
     rows = np.flatnonzero(keep)
-    part = [Moments(m.mean[rows], m.covariance[np.ix_(rows, rows)]) for m in (q, p)]
+    few = [Moments(m.mean[rows], m.covariance[np.ix_(rows, rows)]) for m in (q, p)]
     found = gaussian_kl(masked(q, keep, 2.0), masked(p, keep, 2.0), 0.1)
-    assert float(found) == pytest.approx(float(gaussian_kl(*part, 0.1)), rel=1e-10)
+    assert float(found) == pytest.approx(float(gaussian_kl(few[0], few[1], 0.1)), rel=1e-10)
 
 
 def test_moments_of_draws_have_the_mean_square_of_the_draws():

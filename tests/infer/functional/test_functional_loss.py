@@ -93,7 +93,7 @@ def fitted(loss, hidden, num_steps=2500, model=model, batch=None):
     optim = optax.adam(optax.cosine_decay_schedule(0.05, num_steps))
     svi = SVI(model, guide, optim, loss)
     result = svi.run(jax.random.key(0), num_steps, X, Y, progress_bar=False)
-    process = function_posterior(guide, result.params, X, Y)["f"]
+    process: Any = function_posterior(guide, result.params, X, Y)["f"]
     return process.sampler.inner if hidden else process
 
 
@@ -275,7 +275,8 @@ def test_counts_agree_with_nuts():
     loss = FunctionalELBO(None, GaussianKL(1e-3))
     svi = SVI(counted, guide, optax.adam(optax.cosine_decay_schedule(0.05, 2500)), loss)
     result = svi.run(jax.random.key(0), 2500, x, counts, progress_bar=False)
-    mean, variance = function_posterior(guide, result.params, x, counts)["f"].moments(x)
+    process: Any = function_posterior(guide, result.params, x, counts)["f"]
+    mean, variance = process.moments(x)
     mcmc = MCMC(NUTS(counted), num_warmup=500, num_samples=4000, progress_bar=False)
     mcmc.run(jax.random.key(1), x, counts)
     draws = mcmc.get_samples()["f"]
@@ -354,4 +355,5 @@ def test_two_calls_of_one_function_are_compared_at_both_sets_of_points():
     found = run_particles(call, HeldInputs(GRID[:3]), 4, jax.random.key(0)).compared
     assert list(found) == ["f"] and found["f"].x.shape == (30 + 41 + 3, 1)
     np.testing.assert_allclose(found["f"].values[:, -3:], found["f"].values[:, 30:33], rtol=1e-12)
-    assert found["f"].prior.evidence is None  # the prior itself, and not given earlier values
+    prior: Any = found["f"].prior
+    assert prior.evidence is None  # the prior itself, and not given earlier values
