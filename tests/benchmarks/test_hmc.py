@@ -152,7 +152,7 @@ def test_the_counter_counts_points_under_every_transformation() -> None:
 
 def fast_first(*names: str) -> list[Any]:
     """Parameters of which only the first is a fast test: the others take seconds to compile."""
-    return [names[0], *(pytest.param(name, marks=pytest.mark.slow) for name in names[1:])]
+    return [names[0], *(pytest.param(name, marks=pytest.mark.exhaustive) for name in names[1:])]
 
 
 SAME_CODE = {"sa_large", "nuts_dense"}  # as a method before them, with another option
@@ -212,7 +212,7 @@ def off_line(before: jax.Array, after: jax.Array) -> float:
     return float(np.abs(sine).min(axis=1).max())
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ess_keeps_its_walkers_in_order_and_changes_nothing_else() -> None:
     target = small_target()
     starts, keys = target.starts(jax.random.key(3), 12), jax.random.split(jax.random.key(4), 12)

@@ -608,7 +608,7 @@ KERNELS: dict[str, tuple[Callable[[], MCMCKernel], str, int]] = {
     "ess": (lambda: ESS(model), "vectorized", 4),
     "gibbs": (lambda: DiscreteHMCGibbs(NUTS(discrete)), "sequential", 2),
 }
-NO_NEWS = {"score alone", "dense", "hmc", "barker", "ess"}
+NO_NEWS = {"score alone", "dense", "hmc", "barker", "ess", "aies", "sa"}
 """Kernels that take the same paths as another one."""
 
 

@@ -80,13 +80,19 @@ PROCESSES: dict[str, tuple[Any, tuple[int, ...]]] = {
 }
 
 FAST = {"gaussian", "features", "network", "sampler", "model", "piecewise constant", "sum"}
+SLOW = {"posterior", "stack of gaussians", "ensemble", "piecewise linear"}
+"""Rows of the slow tests; the others differ little from one of these and are run by all tests."""
+
+
+def marks(name: str) -> list[Any]:
+    if name in FAST:
+        return []
+    return [pytest.mark.slow if name in SLOW else pytest.mark.exhaustive]
+
 
 each_process = pytest.mark.parametrize(
     ("make", "outputs"),
-    [
-        pytest.param(*row, id=name, marks=[] if name in FAST else pytest.mark.slow)
-        for name, row in PROCESSES.items()
-    ],
+    [pytest.param(*row, id=name, marks=marks(name)) for name, row in PROCESSES.items()],
 )
 
 

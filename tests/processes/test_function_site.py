@@ -41,7 +41,8 @@ def gaussians():
 
 
 @pytest.mark.parametrize(
-    "name", ["prior", *(pytest.param(n, marks=pytest.mark.slow) for n in ("posterior", "features"))]
+    "name",
+    ["prior", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in ("posterior", "features"))],
 )
 @pytest.mark.parametrize("traced", [False, True])
 def test_sites_of_a_gaussian_process_have_its_joint_density(name, traced):

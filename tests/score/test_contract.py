@@ -44,11 +44,18 @@ ESTIMATORS: dict[str, Any] = {
     "SlicedScoreMatching": SlicedScoreMatching(**TINY),
     "DenoisingScoreMatching": DenoisingScoreMatching(**TINY, noise=0.1),
 }
-# Seconds of compilation each.
-LONG = ("SlicedScoreMatching", "DenoisingScoreMatching", "Tikhonov iterated")
+# Seconds of compilation each; the second set differs little from the first.
+LONG, LIKE_ANOTHER = ("DenoisingScoreMatching", "Tikhonov iterated"), ("SlicedScoreMatching",)
+
+
+def _row(name: str) -> Any:
+    marks = [pytest.mark.slow] if name in LONG else []
+    return pytest.param(name, marks=[pytest.mark.exhaustive] if name in LIKE_ANOTHER else marks)
+
+
 every_estimator = pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in ESTIMATORS],
+    [_row(name) for name in ESTIMATORS],
 )
 
 
@@ -134,7 +141,7 @@ DEGENERATE = {
         "KEF",
         "KDE",
         "Gaussian",
-        pytest.param("SlicedScoreMatching", marks=pytest.mark.slow),
+        _row("SlicedScoreMatching"),
     ],
 )
 def test_degenerate_samples_give_finite_scores(name, case):

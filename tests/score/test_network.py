@@ -123,7 +123,7 @@ def test_covariates_and_divergence(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("positive", [2, 8])
+@pytest.mark.parametrize("positive", [2, pytest.param(8, marks=pytest.mark.exhaustive)])
 def test_few_samples_that_count_are_on_both_sides_of_the_split(positive):
     x = _bent(30)
     w = jnp.where(jnp.arange(30) < positive, 1.0, 0.0)

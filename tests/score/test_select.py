@@ -117,7 +117,7 @@ def test_second_call_compiles_nothing_and_jit_is_the_same(bent):
     np.testing.assert_allclose(inside, fitted(x), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.smoke
 def test_several_problems_by_vmap(bent):
     x, fitted = bent
@@ -234,7 +234,7 @@ def test_rows_in_proportion_to_their_weights():
     np.testing.assert_array_equal(equally_weighted(x, w)[:, 0], [0, 0, 0, 0, 2, 2, 5, 5])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_samples_of_weight_zero_do_not_set_the_width():
     # The far half would make every width of the grid twenty times too large.
     near = jnp.asarray(_bent(), jnp.float32)
@@ -288,7 +288,7 @@ def test_autocorrelated_draws_are_believed_less():
     assert float(ratio) > 1.3
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_one_dimension():
     rng = np.random.default_rng(0)
     x, queries = (jnp.asarray(rng.gumbel(size=(n, 1)), jnp.float32) for n in (150, 2000))
@@ -301,7 +301,7 @@ def test_one_dimension():
     assert fitted.info.metrics == ("isotropic",)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_few_effective_samples_give_the_gaussian():
     x = jnp.asarray(_bent(), jnp.float32)
     for count in (2, 3, 6):
