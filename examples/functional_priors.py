@@ -1,0 +1,348 @@
+"""Did the flow of the Nile change at once or slowly? The prior over functions decides what is asked.
+
+    python examples/functional_priors.py          (pictures in output/functional_priors)
+
+One Bayesian network is trained twice on the yearly flow at Aswan, 1871 to 1970, by the functional
+ELBO: under a prior of steps, constant between random years, and under a Gaussian process. A prior
+of steps has no density; only draws of it are used. Its posterior is known all the same, since
+steps with fresh levels are a Markov chain along the years: forward and backward sums over levels
+give it exactly, beside the network's.
+
+The second half extrapolates monthly CO2 under a Gaussian process of trend and season. The network
+is given the phase of the year as two inputs, since tanh units of the time alone never repeat.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+from jaxtyping import Array, PRNGKeyArray
+from numpyro.contrib.module import eqx_module
+from numpyro.infer import SVI
+from statsmodels.datasets import co2, nile
+
+import implicitppl as ip
+from implicitppl.infer import FunctionalELBO, ScoreKL, UniformBox, function_posterior, predict
+from implicitppl.processes import BayesianNetwork, ParametricProcess, PiecewiseConstant
+
+LEVELS, FUNCTIONS = 200, 300
+FLOW = (400.0, 1400.0)  # of all levels that a step may have, 10^8 m^3 a year
+JUMPS, FLOW_NOISE = 2.0, 128.0  # near the maximum of the exact evidence
+STEEP = 20.0
+MONTHS, AHEAD = 96, 24
+
+
+class Steps(NamedTuple):
+    """The exact posterior of a step function.
+
+    Attributes:
+        mean, deviation: (G,) of f on the grid.
+        draws: (S, G).
+        log_evidence: in nats.
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+    draws: np.ndarray
+    log_evidence: float
+
+
+def steps_posterior(
+    x: np.ndarray,
+    y: np.ndarray,
+    noise: float,
+    grid: np.ndarray,
+    rate: float,
+    levels: tuple[float, float],
+    num_draws: int = FUNCTIONS,
+) -> Steps:
+    """Return the posterior of a function with `rate` jumps per unit of x, on a grid.
+
+    From a point to the next the level stays with probability exp(-rate distance), and is uniform
+    otherwise: the prior of `PiecewiseConstant`, with levels in steps of a 200th of their range.
+    """
+    every = np.union1d(x, grid)
+    values = levels[0] + (np.arange(LEVELS) + 0.5) / LEVELS * (levels[1] - levels[0])
+    log_seen = np.zeros((len(every), LEVELS))
+    for place, value in zip(np.searchsorted(every, x), y, strict=True):
+        z = (value - values) / noise
+        log_seen[place] -= 0.5 * z**2 + math.log(noise) + 0.5 * math.log(2 * math.pi)
+    top = log_seen.max(axis=1)
+    seen, stay = np.exp(log_seen - top[:, None]), np.exp(-rate * np.diff(every))
+    forward, backward = np.empty_like(seen), np.ones_like(seen)
+    log_evidence, before = float(top.sum()), np.full(LEVELS, 1 / LEVELS)
+    for i in range(len(every)):
+        if i:
+            before = stay[i - 1] * forward[i - 1] + (1 - stay[i - 1]) / LEVELS
+        total = float(np.sum(before * seen[i]))
+        forward[i], log_evidence = before * seen[i] / total, log_evidence + math.log(total)
+    for i in range(len(every) - 2, -1, -1):
+        after = backward[i + 1] * seen[i + 1]
+        after = stay[i] * after + (1 - stay[i]) * after.mean()
+        backward[i] = after / after.max()
+    posterior = forward * backward
+    posterior /= posterior.sum(axis=1, keepdims=True)
+    mean = posterior @ values
+    deviation = np.sqrt(posterior @ values**2 - mean**2)
+    at = np.searchsorted(every, grid)
+    draws = values[_paths(forward, stay, num_draws)]
+    return Steps(mean[at], deviation[at], draws[:, at], log_evidence)
+
+
+def _paths(forward: np.ndarray, stay: np.ndarray, num_draws: int) -> np.ndarray:
+    """Return levels drawn from the last point back to the first, (S, T)."""
+    rng = np.random.default_rng(0)
+    cumulative = np.cumsum(forward, axis=1)
+
+    def fresh(i: int) -> np.ndarray:
+        return np.minimum(np.searchsorted(cumulative[i], rng.random(num_draws)), LEVELS - 1)
+
+    found = np.empty((num_draws, len(forward)), int)
+    found[:, -1] = fresh(-1)
+    for i in range(len(forward) - 2, -1, -1):
+        same = stay[i] * forward[i, found[:, i + 1]]
+        stays = rng.random(num_draws) * (same + (1 - stay[i]) / LEVELS) < same
+        found[:, i] = np.where(stays, found[:, i + 1], fresh(i))
+    return found
+
+
+class OnFeatures(ParametricProcess):
+    """A network of fixed features of the inputs."""
+
+    network: BayesianNetwork
+    features: Callable[[Array], Array] = eqx.field(static=True)
+
+    def function(self, key: PRNGKeyArray) -> Callable[[Array], Array]:
+        """Return one function, asked at the features."""
+        values = self.network.function(key)
+        return lambda x: values(self.features(x))
+
+
+def steep(x: Array) -> Array:
+    """Return inputs of which a tanh unit is a step."""
+    return STEEP * x
+
+
+def step_network(key: PRNGKeyArray, low: float, high: float, width: int = 200) -> OnFeatures:
+    """Return one layer of steep units, their places spread over the inputs."""
+    network = BayesianNetwork(
+        1, width, 1, key=key, activation=jnp.tanh, initial_scale=math.exp(-3)
+    )
+    first = network.layers[0]
+    starts = jnp.ones_like(first.weight), -STEEP * jnp.linspace(low, high, width)
+    network = eqx.tree_at(lambda n: (n.layers[0].weight, n.layers[0].bias), network, starts)
+    return OnFeatures(network, steep)
+
+
+def learn(
+    prior: Any,
+    network: ParametricProcess,
+    data: tuple[np.ndarray, np.ndarray],
+    noise: float,
+    loss: FunctionalELBO,
+    num_steps: int,
+) -> Any:
+    """Return the trained guide's process; the network works in float32, its divergence in 64."""
+    x, y = (jnp.asarray(a, jnp.float32) for a in data)
+    start = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), network)
+
+    def model(x: Array, y: Array) -> None:
+        f = numpyro.sample("f", prior(x))
+        numpyro.sample("y", dist.Normal(f, noise).to_event(1), obs=y)
+
+    def guide(x: Array, y: Array) -> None:
+        numpyro.sample("f", eqx_module("q", start)(x))
+
+    optim = optax.adam(optax.cosine_decay_schedule(0.01, num_steps))
+    svi = SVI(model, guide, optim, loss)
+    result = svi.run(jax.random.key(0), num_steps, x, y, progress_bar=False)
+    return function_posterior(guide, result.params, x, y)["f"], result.params
+
+
+def nile_flow() -> tuple[np.ndarray, np.ndarray]:
+    """Return years and the flow of each, 10^8 m^3."""
+    table = nile.load_pandas().data
+    return table["year"].to_numpy(float), table["volume"].to_numpy(float)
+
+
+def months() -> tuple[np.ndarray, np.ndarray]:
+    """Return years and CO2 in ppm of the last months, without those that are missing."""
+    table = co2.load_pandas().data["co2"].resample("MS").mean().dropna()[-MONTHS - AHEAD :]
+    years = table.index.year + (table.index.month - 0.5) / 12
+    return years.to_numpy(float), table.to_numpy(float)
+
+
+class Standard(NamedTuple):
+    """A series in its own standard deviations, and where it lies."""
+
+    x: np.ndarray
+    y: np.ndarray
+    centre: float
+    scale: float
+
+
+def standard(times: np.ndarray, values: np.ndarray) -> Standard:
+    """Return times on [-1, 1] and values with mean 0 and deviation 1."""
+    centre, scale = float(values.mean()), float(values.std())
+    x = 2 * (times - times[0]) / (times[-1] - times[0]) - 1
+    return Standard(x, (values - centre) / scale, centre, scale)
+
+
+def steps_or_curve(num_steps: int, out: Path) -> None:
+    """Train on the Nile under both priors, compare with the exact posteriors, and draw them."""
+    years, flow = nile_flow()
+    s = standard(years, flow)
+    low, high = ((level - s.centre) / s.scale for level in FLOW)
+    grid = np.linspace(-1, 1, 3 * (len(years) - 1) + 1)
+    noise = FLOW_NOISE / s.scale
+    exact_steps = steps_posterior(s.x, s.y, noise, grid, JUMPS / 2, (low, high))
+    found = ip.gp.fit(ip.processes.GaussianProcess(ip.kernels.RBF(0.5)), s.x, s.y, 0.7)
+    values = found.process.condition(s.x, s.y, found.noise_scale)(grid)
+    exact_curve = np.stack([np.asarray(values.mean), np.sqrt(np.asarray(values.variance))])
+    smooth_noise = float(found.noise_scale)
+    draws = np.asarray(values.sample(jax.random.key(2), (FUNCTIONS,)))
+    loss = FunctionalELBO(UniformBox(20, -1, 1), ScoreKL(noise=0.05), num_particles=200)
+    cases = {
+        "steps": (
+            PiecewiseConstant(-1, 1, JUMPS, location=low, scale=high - low),
+            noise,
+            exact_steps.mean,
+            exact_steps.deviation,
+            exact_steps.draws,
+            exact_steps.log_evidence,
+        ),
+        "a smooth curve": (
+            found.process,
+            smooth_noise,
+            *exact_curve,
+            draws,
+            float(found.log_evidence),
+        ),
+    }
+    shown = {}
+    for name, (prior, sigma, mean, deviation, exact, log_evidence) in cases.items():
+        guide = step_network(jax.random.key(0), -1, 1)
+        process, _ = learn(prior, guide, (s.x[:, None], s.y), sigma, loss, num_steps)
+        points = jnp.asarray(grid, jnp.float32)
+        sample = np.asarray(predict(process, jax.random.key(1), points, FUNCTIONS).values)
+        gap = np.abs(sample.mean(axis=0) - mean) / deviation
+        ratio = sample.std(axis=0) / deviation
+        print(f"Nile, prior of {name}: exact log evidence {log_evidence:.1f};")
+        print(f"  the network's mean is off by {np.sqrt(np.mean(gap**2)):.2f} exact sds (root mean")
+        print(f"  square), its sd is {ratio.min():.2f} to {ratio.max():.2f} times the exact one")
+        shown[name] = s.centre + s.scale * np.stack([exact, sample])
+    draw_nile(years, flow, years[0] + (grid + 1) / 2 * (years[-1] - years[0]), shown, out)
+
+
+def draw_nile(
+    years: np.ndarray,
+    flow: np.ndarray,
+    grid: np.ndarray,
+    shown: dict[str, np.ndarray],
+    out: Path,
+) -> None:
+    """Write a column for each prior: functions of the exact posterior, above those of the guide."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 6.4), layout="constrained")
+    axes = figure.subplots(2, len(shown), sharex=True, sharey=True)
+    for column, (name, pair) in zip(axes.T, shown.items(), strict=True):
+        for axis, draws, who in zip(column, pair, ("exact", "network"), strict=True):
+            low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+            axis.fill_between(grid, low, high, color="#3b6fb6", alpha=0.2, lw=0)
+            axis.plot(grid, draws[:8].T, color="#3b6fb6", lw=0.6, alpha=0.8)
+            axis.plot(grid, draws.mean(axis=0), color="#d1560f", lw=1.6, label="mean")
+            axis.plot(years, flow, ".", color="0.5", ms=4)
+            axis.set_title(f"prior of {name}: {who} posterior")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("flow, 10^8 m^3 a year")
+    axes[0, 0].legend(frameon=False)
+    figure.savefig(out / "nile.png", dpi=110)
+
+
+def season(num_steps: int, out: Path) -> None:
+    """Train on eight years of CO2 under a prior of trend and season, and extrapolate two."""
+    years, ppm = months()
+    centre, scale = float(ppm[:MONTHS].mean()), float(ppm[:MONTHS].std())
+    x, y = years - years[0], (ppm - centre) / scale
+    data = x[:MONTHS], y[:MONTHS]
+    kernels = ip.kernels
+    kernel = kernels.Linear() + kernels.RBF(3.0) + kernels.Periodic(1.0, period=1.0)
+    found = ip.gp.fit(ip.processes.GaussianProcess(kernel), *data, 0.1)
+    noise = float(found.noise_scale)
+    values = found.process.condition(*data, noise)(x)
+    exact = np.stack([np.asarray(values.mean), np.sqrt(np.asarray(values.variance))])
+    (period,) = (
+        float(p.value) for p in kernels.parameters(found.process).values() if p.kind == "period"
+    )
+    half = x[-1] / 2
+
+    def calendar(points: Array) -> Array:
+        phase = 2 * math.pi / period * points
+        trend = points / half - 1
+        return jnp.concatenate([trend, jnp.sin(phase), jnp.cos(phase)], axis=1)
+
+    network = BayesianNetwork(
+        3, 50, 2, key=jax.random.key(0), activation=jnp.tanh, initial_scale=math.exp(-5)
+    )
+    loss = FunctionalELBO(
+        UniformBox(24, 0, x[-1]), ip.infer.GaussianKL(0.005), num_particles=150
+    )
+    guide = OnFeatures(network, calendar)
+    process, _ = learn(found.process, guide, (data[0][:, None], data[1]), noise, loss, num_steps)
+    sample = np.asarray(predict(process, jax.random.key(1), jnp.asarray(x, jnp.float32), 300).values)
+    mean, deviation = sample.mean(axis=0), sample.std(axis=0)
+    gap, ratio = np.abs(mean - exact[0]) / exact[1], deviation / exact[1]
+    for name, part in {"fitted": slice(0, MONTHS), "foretold": slice(MONTHS, None)}.items():
+        print(f"CO2, months {name}: the network's mean is within {gap[part].max():.2f} exact sds,")
+        print(f"  its sd is {ratio[part].min():.2f} to {ratio[part].max():.2f} times the exact one")
+    draw_co2(years, ppm, centre + scale * np.stack([exact[0], mean]),
+             scale * np.sqrt(np.stack([exact[1], deviation]) ** 2 + noise**2), out)
+
+
+def draw_co2(
+    years: np.ndarray, ppm: np.ndarray, means: np.ndarray, deviations: np.ndarray, out: Path
+) -> None:
+    """Write a panel for the exact posterior and one for the network's, with 95% intervals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, mean, deviation, name in zip(
+        axes, means, deviations, ("exact Gaussian process", "network"), strict=True
+    ):
+        low, high = mean - 1.96 * deviation, mean + 1.96 * deviation
+        axis.fill_between(years, low, high, color="#d1560f", alpha=0.25, lw=0)
+        axis.plot(years, mean, color="#d1560f", lw=1.2, label="mean, 95% with noise")
+        axis.plot(years[:MONTHS], ppm[:MONTHS], ".", color="0.5", ms=3, label="fitted")
+        axis.plot(years[MONTHS:], ppm[MONTHS:], ".", color="black", ms=3, label="what came")
+        axis.set(title=name, xlabel="year")
+    axes[0].set_ylabel("CO2, ppm")
+    axes[0].legend(frameon=False, loc="upper left")
+    figure.savefig(out / "co2.png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("output/functional_priors"))
+    parser.add_argument("--quick", action="store_true", help="20 steps")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_enable_x64", True)
+    num_steps = 20 if args.quick else 1500
+    steps_or_curve(num_steps, args.out)
+    season(num_steps, args.out)
+    print(f"pictures: {args.out}")
+
+
+if __name__ == "__main__":
+    main()
