@@ -27,9 +27,15 @@ from numpyro.contrib.module import eqx_module
 from numpyro.infer import SVI
 from statsmodels.datasets import nile
 
-import implicitppl as ip
-from implicitppl.infer import FunctionalELBO, ScoreKL, UniformBox, function_posterior, predict
-from implicitppl.processes import BayesianNetwork, ParametricProcess, PiecewiseConstant
+from implicitppl.gp import Fit, fit
+from implicitppl.infer import FunctionalELBO, GaussianKL, UniformBox, function_posterior, predict
+from implicitppl.kernels import RBF
+from implicitppl.processes import (
+    BayesianNetwork,
+    GaussianProcess,
+    ParametricProcess,
+    PiecewiseConstant,
+)
 
 LEVELS, FUNCTIONS = 200, 300
 FLOW = (700.0, 1250.0)  # range of the levels, 10^8 m^3 a year
@@ -37,8 +43,8 @@ JUMPS, FLOW_NOISE = 1.0, 128.0  # near the maximum of the exact evidence, as is 
 UNITS, SHARP, SLOPE = 8, 60.0, 0.15
 
 
-class Steps(NamedTuple):
-    """The exact posterior of a step function.
+class Exact(NamedTuple):
+    """An exact posterior of a function on a grid of G points.
 
     Attributes:
         mean, deviation: (G,) of f on the grid.
@@ -60,7 +66,7 @@ def steps_posterior(
     rate: float,
     levels: tuple[float, float],
     num_draws: int = FUNCTIONS,
-) -> Steps:
+) -> Exact:
     """Return the posterior of a function with `rate` jumps per unit of x, on a grid.
 
     From a point to the next the level stays with probability exp(-rate distance), and is uniform
@@ -91,7 +97,7 @@ def steps_posterior(
     deviation = np.sqrt(posterior @ values**2 - mean**2)
     at = np.searchsorted(every, grid)
     draws = values[_paths(forward, stay, num_draws)]
-    return Steps(mean[at], deviation[at], draws[:, at], log_evidence)
+    return Exact(mean[at], deviation[at], draws[:, at], log_evidence)
 
 
 def _paths(forward: np.ndarray, stay: np.ndarray, num_draws: int) -> np.ndarray:
@@ -165,7 +171,7 @@ def learn(
     optim = optax.adam(optax.cosine_decay_schedule(0.01, num_steps))
     svi = SVI(model, guide, optim, loss)
     result = svi.run(jax.random.key(0), num_steps, x, y, progress_bar=False)
-    return function_posterior(guide, result.params, x, y)["f"], result.params
+    return function_posterior(guide, result.params, x, y)["f"]
 
 
 def nile_flow() -> tuple[np.ndarray, np.ndarray]:
@@ -190,6 +196,17 @@ def standard(times: np.ndarray, values: np.ndarray) -> Standard:
     return Standard(x, (values - centre) / scale, centre, scale)
 
 
+def curve_posterior(found: Fit, s: Standard, grid: np.ndarray) -> Exact:
+    """Return the posterior of the fitted Gaussian process."""
+    values = found.process.condition(s.x, s.y, found.noise_scale)(grid)
+    return Exact(
+        np.asarray(values.mean),
+        np.sqrt(np.asarray(values.variance)),
+        np.asarray(values.sample(jax.random.key(2), (FUNCTIONS,))),
+        float(found.log_evidence),
+    )
+
+
 def steps_or_curve(num_steps: int, out: Path) -> None:
     """Train on the Nile under both priors, compare with the exact posteriors, and draw them."""
     years, flow = nile_flow()
@@ -198,41 +215,32 @@ def steps_or_curve(num_steps: int, out: Path) -> None:
     grid = np.linspace(-1, 1, 3 * (len(years) - 1) + 1)
     noise = FLOW_NOISE / s.scale
     exact_steps = steps_posterior(s.x, s.y, noise, grid, JUMPS / 2, (low, high))
-    found = ip.gp.fit(ip.processes.GaussianProcess(ip.kernels.RBF(0.5)), s.x, s.y, 0.7)
-    values = found.process.condition(s.x, s.y, found.noise_scale)(grid)
-    exact_curve = np.stack([np.asarray(values.mean), np.sqrt(np.asarray(values.variance))])
-    smooth_noise = float(found.noise_scale)
-    draws = np.asarray(values.sample(jax.random.key(2), (FUNCTIONS,)))
-    loss = FunctionalELBO(UniformBox(20, -1, 1), ScoreKL(noise=0.05), num_particles=200)
+    smooth = fit(GaussianProcess(RBF(0.5)), s.x, s.y, 0.7)
     cases = {
         "steps": (
             PiecewiseConstant(-1, 1, JUMPS, location=low, scale=high - low),
             noise,
-            exact_steps.mean,
-            exact_steps.deviation,
-            exact_steps.draws,
-            exact_steps.log_evidence,
+            exact_steps,
         ),
         "a smooth curve": (
-            found.process,
-            smooth_noise,
-            *exact_curve,
-            draws,
-            float(found.log_evidence),
+            smooth.process,
+            float(smooth.noise_scale),
+            curve_posterior(smooth, s, grid),
         ),
     }
+    loss = FunctionalELBO(UniformBox(10, -1, 1), GaussianKL(0.05), num_particles=150)
     shown = {}
-    for name, (prior, sigma, mean, deviation, exact, log_evidence) in cases.items():
+    for name, (prior, sigma, exact) in cases.items():
         guide = step_network(jax.random.key(0))
-        process, _ = learn(prior, guide, (s.x[:, None], s.y), sigma, loss, num_steps)
+        process = learn(prior, guide, (s.x[:, None], s.y), sigma, loss, num_steps)
         points = jnp.asarray(grid, jnp.float32)
         sample = np.asarray(predict(process, jax.random.key(1), points, FUNCTIONS).values)
-        gap = np.abs(sample.mean(axis=0) - mean) / deviation
-        ratio = sample.std(axis=0) / deviation
-        print(f"Nile, prior of {name}: exact log evidence {log_evidence:.1f};")
+        gap = np.abs(sample.mean(axis=0) - exact.mean) / exact.deviation
+        ratio = sample.std(axis=0) / exact.deviation
+        print(f"Nile, prior of {name}: exact log evidence {exact.log_evidence:.1f};")
         print(f"  the network's mean is off by {np.sqrt(np.mean(gap**2)):.2f} exact sds (root mean")
         print(f"  square), its sd is {ratio.min():.2f} to {ratio.max():.2f} times the exact one")
-        shown[name] = s.centre + s.scale * np.stack([exact, sample])
+        shown[name] = s.centre + s.scale * np.stack([exact.draws, sample])
     draw_nile(years, flow, years[0] + (grid + 1) / 2 * (years[-1] - years[0]), shown, out)
 
 
