@@ -9,6 +9,7 @@ Protocols: Sun et al. (2019), arXiv 1903.05779, section 5.1 and the authors' cod
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -29,7 +30,8 @@ from implicitppl.processes import (
 )
 
 KERNEL_STEPS, GRID = 500, 161
-STEP_SCALE = 20.0
+UNITS, SHARP, SLOPE = 12, 120.0, 0.15
+BUMPS, BUMP_SCALE = 100, math.exp(-1)
 EARLY, WIDE = math.exp(-5), math.exp(-3)
 """Initial deviations of weights."""
 RATE, PIECES_NOISE = 3.0, 0.02
@@ -123,14 +125,12 @@ def sine(prior: str, steps: int = KERNEL_STEPS) -> Problem:
     x = np.sort(np.concatenate([rng.uniform(-2, -0.5, 10), rng.uniform(0.5, 2, 10)]))
     y = 2 * np.sin(4 * x) + 0.2 * rng.normal(size=20)
 
-    def plain(key: PRNGKeyArray) -> ParametricProcess:
-        return OnFeatures(
-            BayesianNetwork(1, 100, 2, key=key, activation=jnp.tanh, initial_scale=EARLY), _doubled
-        )
-
-    start = Problem(x, y, 0.2, None, plain, -5, 5, 2)
+    start = Problem(x, y, 0.2, None, step_network, -5, 5, 2)
     if prior == "rbf":
-        return observed(start, RBF(0.5), steps)[0]
+        found, kernel = observed(start, RBF(0.5), steps)
+        return found._replace(
+            network=partial(bump_network, lengthscale=float(kernel.lengthscale), reach=6.0)
+        )
     found, kernel = observed(start, Periodic(1.0, period=1.5), steps)
     period = float(kernel.period)
 
@@ -170,25 +170,36 @@ def pieces(prior: str, steps: int = KERNEL_STEPS) -> Problem:
 
 
 def step_network(key: PRNGKeyArray) -> ParametricProcess:
-    """Return a layer of steep units whose places cover [0, 1]: functions that can jump."""
-    width = 200
-    network = BayesianNetwork(1, width, 1, key=key, activation=jnp.tanh, initial_scale=WIDE)
-    first = network.layers[0]
-    places = -STEP_SCALE * jnp.linspace(0, 1, width)
-    network = eqx.tree_at(
-        lambda n: (n.layers[0].weight, n.layers[0].bias),
-        network,
-        (jnp.ones_like(first.weight), places),
-    )
-    return OnFeatures(network, _steep)
+    """Return a layer of a few tanh units spread over [0, 1], which can become sharp."""
+    network = BayesianNetwork(1, UNITS, 1, key=key, activation=jnp.tanh, initial_scale=WIDE)
+    return OnFeatures(_placed(network, SLOPE, SLOPE * SHARP * jnp.linspace(0, 1, UNITS)), _sharp)
 
 
-def _doubled(x: Array) -> Array:
-    return 2 * x
+def bump_network(key: PRNGKeyArray, lengthscale: float, reach: float) -> ParametricProcess:
+    """Return a layer of Gaussian bumps spread over [-reach, reach].
+
+    With independent weights it is the Gaussian process of an RBF kernel, as the width grows.
+    """
+    network = BayesianNetwork(1, BUMPS, 1, key=key, activation=_bump, initial_scale=EARLY)
+    steep = math.sqrt(2) / lengthscale
+    network = _placed(network, 1.0, steep * jnp.linspace(-reach, reach, BUMPS))
+    scales = jnp.full((1, BUMPS), math.log(BUMP_SCALE))
+    network = eqx.tree_at(lambda n: n.layers[1].weight_log_scale, network, scales)
+    return OnFeatures(network, lambda x: steep * x)
 
 
-def _steep(x: Array) -> Array:
-    return STEP_SCALE * x
+def _placed(network: BayesianNetwork, slope: float, places: Array) -> BayesianNetwork:
+    """Return the network with hidden units of that slope, centred at places over the slope."""
+    slopes = jnp.full_like(network.layers[0].weight, slope)
+    return eqx.tree_at(lambda n: (n.layers[0].weight, n.layers[0].bias), network, (slopes, -places))
+
+
+def _sharp(x: Array) -> Array:
+    return SHARP * x
+
+
+def _bump(u: Array) -> Array:
+    return jnp.exp(-0.5 * u * u)
 
 
 PROBLEMS: dict[str, Callable[[int], Problem]] = {

@@ -75,12 +75,9 @@ SETTINGS: dict[str, list[Setting]] = {
     "cubic": [Setting("moments"), Setting("scores")],
     "sine, periodic prior": [Setting("moments")],
     "sine, RBF prior": [Setting("moments", num_points=40, num_particles=120)],
-    "pieces, constant prior": [
-        Setting("moments", 0.05, num_particles=150),
-        Setting("scores", 0.05, num_particles=150),
-    ],
-    "pieces, RBF prior": [Setting("moments", num_particles=150)],
-    "pieces, linear prior": [Setting("scores", 0.05, num_particles=150)],
+    "pieces, constant prior": [Setting("moments", 0.02), Setting("scores", 0.02)],
+    "pieces, RBF prior": [Setting("moments")],
+    "pieces, linear prior": [Setting("moments", 0.02)],
 }
 
 

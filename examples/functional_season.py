@@ -2,7 +2,7 @@
 
     python examples/functional_season.py          (picture in output/functional_season)
 
-Eight years of monthly means at Mauna Loa. A Gaussian process of trend, wave and season learns its
+Six years of monthly means at Mauna Loa. A Gaussian process of trend, wave and season learns its
 kernel from them; under this prior over functions a Bayesian network is trained by the functional
 ELBO, which compares the two also in the two years that follow. The exact posterior stands beside.
 
@@ -39,7 +39,7 @@ from implicitppl.infer import (
 from implicitppl.kernels import RBF, Linear, Periodic, parameters
 from implicitppl.processes import BayesianNetwork, GaussianProcess, ParametricProcess
 
-FITTED, AHEAD = 96, 24
+FITTED, AHEAD = 72, 24
 NOISE = 0.1  # of CO2, where its learning starts, in standard deviations of what is fitted
 
 
@@ -88,7 +88,7 @@ def train(prior: Fit, x: np.ndarray, y: np.ndarray, num_steps: int) -> FunctionS
     def guide(x: Array, y: Array) -> None:
         numpyro.sample("f", eqx_module("q", q)(x))
 
-    loss = FunctionalELBO(UniformBox(AHEAD, 0, x[-1]), GaussianKL(0.005), num_particles=150)
+    loss = FunctionalELBO(UniformBox(24, 0, x[-1]), GaussianKL(0.005), num_particles=120)
     optim = optax.adam(optax.cosine_decay_schedule(0.01, num_steps))
     data = times[: len(y)], seen
     result = SVI(model, guide, optim, loss).run(
@@ -135,7 +135,7 @@ def main() -> None:
     prior = fit(GaussianProcess(kernel), x[:FITTED], y, NOISE, num_steps=60 if args.quick else 300)
     values = prior.process.condition(x[:FITTED], y, prior.noise_scale)(x)
     exact = np.stack([np.asarray(values.mean), np.sqrt(np.asarray(values.variance))])
-    found = train(prior, x, y, 20 if args.quick else 1500)
+    found = train(prior, x, y, 20 if args.quick else 1000)
     mean, deviation = np.asarray(found.mean), np.sqrt(np.asarray(found.variance))
     gap, ratio = np.abs(mean - exact[0]) / exact[1], deviation / exact[1]
     print(f"log evidence of the exact posterior {float(prior.log_evidence):.1f}")
