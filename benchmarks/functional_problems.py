@@ -27,12 +27,14 @@ from implicitppl.processes import (
     ParametricProcess,
     PiecewiseConstant,
     PiecewiseLinear,
+    Process,
 )
 
 KERNEL_STEPS, GRID = 500, 161
 UNITS, SHARP, SLOPE = 12, 120.0, 0.15
-BUMPS, BUMP_SCALE = 100, math.exp(-1)
-EARLY, WIDE = math.exp(-5), math.exp(-3)
+SPACING = 0.65
+"""Of bumps, in units of their standard deviation."""
+EARLY, WIDE, LINE = math.exp(-5), math.exp(-3), math.exp(-2)
 """Initial deviations of weights."""
 RATE, PIECES_NOISE = 3.0, 0.02
 
@@ -69,7 +71,7 @@ class Problem(NamedTuple):
     y: np.ndarray
     noise: float
     prior: Any
-    network: Callable[[PRNGKeyArray], ParametricProcess]
+    network: Callable[[PRNGKeyArray], Process]
     low: float
     high: float
     inner: float
@@ -112,11 +114,14 @@ def cubic(steps: int = KERNEL_STEPS) -> Problem:
     y = x**3 + 3 * rng.normal(size=20)
     scale = y.std()
 
-    def network(key: PRNGKeyArray) -> ParametricProcess:
-        return BayesianNetwork(1, 100, 2, key=key, activation=jnp.tanh, initial_scale=EARLY)
+    start = Problem(x, y / scale, 3 / scale, None, step_network, -6, 6, 4)
+    found, kernel = observed(start, Linear() + RBF(2.0), steps)
 
-    start = Problem(x, y / scale, 3 / scale, None, network, -6, 6, 4)
-    return observed(start, Linear() + RBF(2.0), steps)[0]
+    def network(key: PRNGKeyArray) -> Process:
+        line = BayesianNetwork(1, 1, 0, key=key, initial_scale=LINE)
+        return line + bump_network(key, kernel.second, 8.0)
+
+    return found._replace(network=network)
 
 
 def sine(prior: str, steps: int = KERNEL_STEPS) -> Problem:
@@ -128,9 +133,7 @@ def sine(prior: str, steps: int = KERNEL_STEPS) -> Problem:
     start = Problem(x, y, 0.2, None, step_network, -5, 5, 2)
     if prior == "rbf":
         found, kernel = observed(start, RBF(0.5), steps)
-        return found._replace(
-            network=partial(bump_network, lengthscale=float(kernel.lengthscale), reach=6.0)
-        )
+        return found._replace(network=partial(bump_network, kernel=kernel, reach=6.0))
     found, kernel = observed(start, Periodic(1.0, period=1.5), steps)
     period = float(kernel.period)
 
@@ -175,15 +178,20 @@ def step_network(key: PRNGKeyArray) -> ParametricProcess:
     return OnFeatures(_placed(network, SLOPE, SLOPE * SHARP * jnp.linspace(0, 1, UNITS)), _sharp)
 
 
-def bump_network(key: PRNGKeyArray, lengthscale: float, reach: float) -> ParametricProcess:
+def bump_network(key: PRNGKeyArray, kernel: RBF, reach: float) -> ParametricProcess:
     """Return a layer of Gaussian bumps spread over [-reach, reach].
 
-    With independent weights it is the Gaussian process of an RBF kernel, as the width grows.
+    With independent weights it is the Gaussian process of the kernel, but for the spaces between
+    the bumps. Closer bumps have weights that depend on each other given data, which these have not.
     """
-    network = BayesianNetwork(1, BUMPS, 1, key=key, activation=_bump, initial_scale=EARLY)
-    steep = math.sqrt(2) / lengthscale
-    network = _placed(network, 1.0, steep * jnp.linspace(-reach, reach, BUMPS))
-    scales = jnp.full((1, BUMPS), math.log(BUMP_SCALE))
+    steep = math.sqrt(2) / float(kernel.lengthscale)
+    width = math.ceil(2 * reach * steep / SPACING)
+    spacing = 2 * reach * steep / (width - 1)
+    network = BayesianNetwork(1, width, 1, key=key, activation=_bump, initial_scale=EARLY)
+    network = _placed(network, 1.0, steep * jnp.linspace(-reach, reach, width))
+    # The squares of bumps, `spacing` apart, add up to sqrt(pi) / spacing everywhere.
+    scale = math.sqrt(float(kernel.variance) * spacing / math.sqrt(math.pi))
+    scales = jnp.full((1, width), math.log(scale))
     network = eqx.tree_at(lambda n: n.layers[1].weight_log_scale, network, scales)
     return OnFeatures(network, lambda x: steep * x)
 

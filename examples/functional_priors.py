@@ -8,9 +8,9 @@ of steps has no density; only draws of it are used. Its posterior is known all t
 steps with fresh levels are a Markov chain along the years: forward and backward sums over levels
 give it exactly, beside the network's.
 
-Under the Gaussian process the network comes close to the exact posterior. Under steps it jumps, near
-the right year, but not at once, and jumps where the exact posterior does not: the divergence compares
-means and covariances, in which a prior of steps is like any rough curve.
+Under the Gaussian process the network comes close to the exact posterior. Under steps it jumps near
+the right year, but less sharply, and jumps where the exact posterior does not: the divergence
+compares means and covariances, and in these a prior of steps is like any rough curve.
 """
 
 import argparse
