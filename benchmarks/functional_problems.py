@@ -31,7 +31,7 @@ from implicitppl.processes import (
 )
 
 KERNEL_STEPS, GRID = 500, 161
-UNITS, SHARP, SLOPE = 12, 120.0, 0.15
+UNITS, SHARP, SLOPE = 24, 120.0, 0.3
 SPACING = 0.65
 """Of bumps, in units of their standard deviation."""
 EARLY, WIDE, LINE = math.exp(-5), math.exp(-3), math.exp(-2)
@@ -150,12 +150,11 @@ def sine(prior: str, steps: int = KERNEL_STEPS) -> Problem:
 
 
 def pieces(prior: str, steps: int = KERNEL_STEPS) -> Problem:
-    """20 points in [0, .2] and 20 in [.8, 1] of a step function, or of a broken line."""
+    """20 points in [0, .2] at level .3 and 20 in [.8, 1] at .7, under three priors."""
     rng = np.random.default_rng(2)
     x = np.sort(np.concatenate([rng.uniform(0, 0.2, 20), rng.uniform(0.8, 1, 20)]))
     truth: Any = PiecewiseLinear() if prior == "linear" else PiecewiseConstant()
-    f = np.asarray(truth.draw(jax.random.key(4), 1)(x))[0]
-    y = f + PIECES_NOISE * rng.normal(size=x.size)
+    y = np.where(x < 0.5, 0.3, 0.7) + PIECES_NOISE * rng.normal(size=x.size)
     start = Problem(x, y, PIECES_NOISE, truth, step_network, 0, 1, 1)
     if prior == "rbf":
         return observed(start, RBF(0.3), steps)[0]

@@ -42,7 +42,7 @@ from implicitppl.processes import Process
 
 KEY = ("problem", "method", "seed")
 DRAWS, SHOWN = 500, 8
-GAP, SMALL, STRIDE = (0.2, 0.8), 0.02, 8
+PIECES, GAP, SMALL, STRIDE = (0, 1), (0.2, 0.8), 0.02, 8
 """Small increments: where, below what, and between which points, a twentieth of the range apart."""
 
 
@@ -72,12 +72,15 @@ class Setting(NamedTuple):
 
 
 SETTINGS: dict[str, list[Setting]] = {
-    "cubic": [Setting("moments"), Setting("scores")],
+    "cubic": [Setting("moments", num_steps=3000, learning_rate=0.03)],
     "sine, periodic prior": [Setting("moments")],
     "sine, RBF prior": [Setting("moments", num_points=40, num_particles=120)],
-    "pieces, constant prior": [Setting("moments", 0.02), Setting("scores", 0.02)],
-    "pieces, RBF prior": [Setting("moments")],
-    "pieces, linear prior": [Setting("moments", 0.02)],
+    "pieces, constant prior": [
+        Setting("moments", 0.1, num_steps=1500, learning_rate=0.03),
+        Setting("scores", 0.1, num_steps=1500, learning_rate=0.03),
+    ],
+    "pieces, RBF prior": [Setting("moments", 0.02, num_steps=1500, learning_rate=0.03)],
+    "pieces, linear prior": [Setting("moments", 0.1, num_steps=1500, learning_rate=0.03)],
 }
 
 
@@ -123,6 +126,8 @@ def figures(problem: Problem, draws: np.ndarray) -> dict[str, Any]:
         }
     ends = deviation[[0, -1]] / problem.prior_deviation
     found["share_of_prior_at_ends"] = [float(value) for value in ends]
+    if (problem.low, problem.high) != PIECES:
+        return found
     found["small_increments"] = small_increments(problem, draws)
     if problem.exact_draws is not None:
         found["small_increments_exact"] = small_increments(problem, problem.exact_draws)
