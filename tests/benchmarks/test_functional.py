@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import functional_toys
-from benchmarks.functional_problems import GRID, Problem
+from benchmarks import functional_tables, functional_toys
+from benchmarks.accuracy import RESULTS, read
+from benchmarks.functional_problems import GRID, PROBLEMS, Problem
 from examples import functional_priors
 from examples.functional_priors import steps_posterior
 from implicitppl.processes import PiecewiseConstant
@@ -103,5 +104,11 @@ def test_the_small_form_writes_rows(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["functional_toys", "--quick", "--out", str(out)])
     functional_toys.main()
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["method"] for row in rows] == ["moments", "scores"]
+    assert [row["method"] for row in rows] == ["moments"]
     assert all(np.isfinite(row["mean_gap"]) and len(row["mean"]) == GRID for row in rows)
+
+
+def test_the_page_shows_the_committed_rows():
+    rows = read(RESULTS / "functional-toys.jsonl")
+    assert functional_tables.table(rows) in functional_tables.PAGE.read_text()
+    assert {row["problem"] for row in rows} == set(PROBLEMS) and len(rows) > len(PROBLEMS)
