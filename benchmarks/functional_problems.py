@@ -31,7 +31,7 @@ from implicitppl.processes import (
 )
 
 KERNEL_STEPS, GRID = 500, 161
-UNITS, SHARP, SLOPE = 24, 120.0, 0.3
+UNITS, SHARP, SLOPE = 8, 120.0, 0.2
 SPACING = 0.65
 """Of bumps, in units of their standard deviation."""
 EARLY, WIDE, LINE = math.exp(-5), math.exp(-3), math.exp(-2)
@@ -157,7 +157,8 @@ def pieces(prior: str, steps: int = KERNEL_STEPS) -> Problem:
     y = np.where(x < 0.5, 0.3, 0.7) + PIECES_NOISE * rng.normal(size=x.size)
     start = Problem(x, y, PIECES_NOISE, truth, step_network, 0, 1, 1)
     if prior == "rbf":
-        return observed(start, RBF(0.3), steps)[0]
+        found, kernel = observed(start, RBF(0.3), steps)
+        return found._replace(network=partial(bump_network, kernel=kernel, reach=1.3))
     if prior == "linear":
         return start._replace(prior_deviation=math.sqrt(1 / 12))
     levels = (0.0, 1.0)
