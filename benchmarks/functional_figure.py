@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from benchmarks.accuracy import RESULTS, read
-from benchmarks.functional_problems import PROBLEMS
+from benchmarks.functional_problems import KERNEL_STEPS, PROBLEMS
 
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "functional-toys.png"
 COLUMNS, NORMAL_95 = 2, 1.96
@@ -32,7 +32,7 @@ def main() -> None:
     figure = Figure(figsize=(5.6 * COLUMNS, 2.7 * height), layout="constrained")
     axes = figure.subplots(height, COLUMNS, squeeze=False).ravel()
     with jax.enable_x64(True):
-        problems = {name: PROBLEMS[name]() for name in {row["problem"] for row in rows}}
+        problems = {name: PROBLEMS[name](KERNEL_STEPS) for name in {row["problem"] for row in rows}}
     for axis, row in zip(axes, rows, strict=False):
         problem, colour = problems[row["problem"]], COLOURS[row["method"]]
         grid, mean = problem.grid, np.array(row["mean"])

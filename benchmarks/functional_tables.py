@@ -38,7 +38,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}" if has_exact else "-",
         ", ".join(f"{value:.2f}" for value in ends) or "-",
         f"{row['small_increments']:.2f}{known}" if has_gap else "-",
-        f"{row['loss']:.1f}" + (f" ({-evidence:.1f})" if evidence == evidence else ""),
+        f"{row['loss']:.1f}" + (f" ({-evidence:.1f})" if evidence is not None else ""),
         f"{row['cpu_seconds']:.0f}",
     ]
 

@@ -13,6 +13,7 @@ RBF prior. The network is in float32, the divergence in float64.
 """
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
@@ -155,7 +156,7 @@ def run(problem: Problem, setting: Setting, seed: int) -> dict[str, Any]:
         **setting._asdict(),
         "loss": float(losses[-100:].mean()),
         "loss_half_way": float(losses[: len(losses) // 2][-100:].mean()),
-        "log_evidence": problem.log_evidence,
+        "log_evidence": None if math.isnan(problem.log_evidence) else problem.log_evidence,
         **figures(problem, draws),
         "mean": short(draws.mean(axis=0)),
         "deviation": short(draws.std(axis=0, ddof=1)),
