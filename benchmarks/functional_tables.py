@@ -49,6 +49,34 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def targets(rows: list[dict[str, Any]]) -> dict[str, bool]:
+    """Return which targets of benchmarks/functional_toys.py the rows reach."""
+    of = {(row["problem"], row["method"]): row for row in rows}
+    cubic, wave = of["cubic", "moments"], of["sine, periodic prior", "moments"]
+    free, rbf = of["sine, RBF prior", "moments"], of["pieces, RBF prior", "moments"]
+    found = {
+        "cubic: mean within .25 inside": cubic["mean_gap"] <= 0.25,
+        "cubic: sd ratio .7 to 1.3 inside": _within(cubic, 0.7, 1.3),
+        "cubic: sd ratio .5 to 2 at the ends": all(0.5 <= v <= 2 for v in cubic["ratio_at_ends"]),
+        "periodic: mean within .25 anywhere": wave["mean_gap_anywhere"] <= 0.25,
+        "periodic: sd ratio .5 to 2 at the ends": all(0.5 <= v <= 2 for v in wave["ratio_at_ends"]),
+        "RBF: sd within 20% of the prior's at the ends": all(
+            0.8 <= v <= 1.2 for v in free["share_of_prior_at_ends"]
+        ),
+    }
+    for method in ("moments", "scores"):
+        steps = of["pieces, constant prior", method]
+        found[f"steps, {method}: twice the small increments of an RBF prior"] = (
+            steps["small_increments"] >= 2 * rbf["small_increments"]
+        )
+        found[f"steps, {method}: sd ratio .5 to 2"] = _within(steps, 0.5, 2)
+    return found
+
+
+def _within(row: dict[str, Any], low: float, high: float) -> bool:
+    return bool(low <= row["ratio_low"] and row["ratio_high"] <= high)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="compare, do not write")
@@ -61,6 +89,8 @@ def main() -> None:
     if args.check and new != text:
         sys.exit("docs/functional.md differs: run `python -m benchmarks.functional_tables`")
     PAGE.write_text(new)
+    for target, is_reached in targets(rows).items():
+        print(f"{'reached' if is_reached else 'not reached':12s} {target}")
 
 
 if __name__ == "__main__":
