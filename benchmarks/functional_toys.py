@@ -2,10 +2,10 @@
 
     python -m benchmarks.functional_toys            (all problems, one thread)
     python -m benchmarks.functional_toys --quick    (the cubic alone, 20 steps)
-    python -m benchmarks.functional_tables          (writes the table of docs/functional.md)
+    python -m benchmarks.functional_toys_tables          (writes the table of docs/functional.md)
     python -m benchmarks.functional_figure          (writes docs/pictures/functional-toys.png)
 
-Every posterior is compared with the exact one on a grid. Targets are our own; `functional_tables`
+Every posterior is compared with the exact one on a grid. Targets are our own; `functional_toys_tables`
 prints which are reached: on the cubic the mean within .25 exact deviations and deviations within .7
 to 1.3 of the exact ones inside [-4, 4], within .5 to 2 at the ends; under a periodic prior the mean
 within .25 two periods beyond the data; under an RBF prior the deviation at the ends within 20% of

@@ -1,7 +1,7 @@
 """Turns the result file of benchmarks/functional_toys.py into the table of docs/functional.md.
 
-python -m benchmarks.functional_tables             (writes it between the markers of the page)
-python -m benchmarks.functional_tables --check     (fails where the page differs)
+python -m benchmarks.functional_toys_tables             (writes it between the markers of the page)
+python -m benchmarks.functional_toys_tables --check     (fails where the page differs)
 """
 
 import argparse
@@ -87,7 +87,7 @@ def main() -> None:
     rows = read(RESULTS / "functional-toys.jsonl")
     new = f"{head}{BEGIN}\n{table(rows)}\n\n{END}{tail}"
     if args.check and new != text:
-        sys.exit("docs/functional.md differs: run `python -m benchmarks.functional_tables`")
+        sys.exit("docs/functional.md differs: run `python -m benchmarks.functional_toys_tables`")
     PAGE.write_text(new)
     for target, is_reached in targets(rows).items():
         print(f"{'reached' if is_reached else 'not reached':12s} {target}")

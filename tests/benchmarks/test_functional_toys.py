@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import functional_tables, functional_toys
+from benchmarks import functional_toys_tables, functional_toys
 from benchmarks.accuracy import RESULTS, read
 from benchmarks.functional_problems import GRID, PROBLEMS, Problem
 from examples import functional_priors
@@ -110,5 +110,5 @@ def test_the_small_form_writes_rows(tmp_path, monkeypatch: pytest.MonkeyPatch):
 
 def test_the_page_shows_the_committed_rows():
     rows = read(RESULTS / "functional-toys.jsonl")
-    assert functional_tables.table(rows) in functional_tables.PAGE.read_text()
+    assert functional_toys_tables.table(rows) in functional_toys_tables.PAGE.read_text()
     assert {row["problem"] for row in rows} == set(PROBLEMS) and len(rows) > len(PROBLEMS)
