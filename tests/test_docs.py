@@ -11,7 +11,17 @@ RUN = [
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{page}.md"
-        for page in ("start", "guides", "kernels", "nkn", "extending", "hmc", "gp", "processes")
+        for page in (
+            "start",
+            "guides",
+            "kernels",
+            "nkn",
+            "extending",
+            "hmc",
+            "gp",
+            "processes",
+            "functional",
+        )
     ),
 ]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
