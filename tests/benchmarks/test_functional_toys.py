@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import functional_toys_tables, functional_toys
+from benchmarks import functional_toys, functional_toys_tables
 from benchmarks.accuracy import RESULTS, read
 from benchmarks.functional_problems import GRID, PROBLEMS, Problem
 from examples import functional_priors

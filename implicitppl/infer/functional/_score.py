@@ -8,7 +8,8 @@ gradient is lost. So the part of a score that is affine in f is not estimated. B
 it is minus the inverse covariance times the distance to the mean, and its whole contribution is
 the gradient of `gaussian_kl`, exactly, noise and all. What is estimated is the remainder, in the
 directions in which the prior varies most: coordinates u = L^-1/2 U^T (f - m) of unit prior
-variance, with U, L the leading eigenpairs of the prior's noisy covariance.
+variance, with U, L the leading eigenpairs of the prior's noisy covariance; and among those only
+where the guide varies more than the noise.
 
 The remainder of a spectral estimate is what an affine fit to it over its own samples leaves.
 
@@ -27,7 +28,7 @@ from implicitppl.infer.functional._divergence import NoisyDivergence, Pair
 from implicitppl.infer.functional._gaussian import gaussian_kl
 from implicitppl.kernels import InverseMultiquadric
 from implicitppl.linalg import check_positive
-from implicitppl.score import SSGE, entropy_surrogate
+from implicitppl.score import SSGE, Stein, entropy_surrogate
 
 FORMS = ("remainder", "residual", "plain")
 DIRECTION_FLOOR = 2.0
@@ -38,10 +39,14 @@ class ScoreKL(NoisyDivergence):
     """KL of the noisy values; moments exactly, and beyond moments the score of the particles.
 
     Args:
-        estimator: of the score, with `fit(samples)`; None for the one of `ImplicitELBO`.
+        estimator: of the guide's score at its own particles, with `fit(samples)`; None for the one
+            of `ImplicitELBO`.
+        prior_estimator: of the score of a prior without a density, which is asked at the guide's
+            particles and so away from its samples; None for `Stein` with a Gaussian reference.
         noise: standard deviation of the noise added to both, in units of the prior's.
         num_directions: leading directions of the prior in which more than moments is estimated;
-            at most the number of points.
+            at most the number of points. What is not normal in others, the steps of a step
+            function for one, is seen through the moments only.
         form: "remainder", as above; "residual", the difference of the two scores estimated at once
             by SSGE with the prior's as reference, in the leading directions, for Gaussian priors;
             "plain", the published form: both scores at all points, the prior's exact if it is
@@ -59,6 +64,7 @@ class ScoreKL(NoisyDivergence):
     """
 
     estimator: Estimator
+    prior_estimator: Estimator
     noise: float = eqx.field(static=True)
     num_directions: int = eqx.field(static=True)
     form: str = eqx.field(static=True)
@@ -69,12 +75,15 @@ class ScoreKL(NoisyDivergence):
         noise: float = 0.01,
         num_directions: int = 10,
         form: str = "remainder",
+        prior_estimator: Estimator | None = None,
     ):
         check_positive("noise", noise)
         check_positive("num_directions", num_directions)
         if form not in FORMS:
             raise ValueError(f"`form` must be one of {FORMS}; got {form!r}.")
         self.estimator = default_estimator() if estimator is None else estimator
+        away = Stein(reference="gaussian") if prior_estimator is None else prior_estimator
+        self.prior_estimator = away
         self.noise, self.num_directions, self.form = noise, num_directions, form
 
     def __call__(self, pair: Pair, key: PRNGKeyArray) -> Float[Array, ""]:
@@ -84,16 +93,16 @@ class ScoreKL(NoisyDivergence):
         if self.form == "plain":
             return jax.lax.stop_gradient(value) + _plain(pair, ridge, key, self.estimator)
         size = min(self.num_directions, pair.prior.mean.shape[0])
-        u, u_prior = leading_coordinates(pair, ridge, key, size)
+        u, u_prior, noise = leading_coordinates(pair, ridge, key, size)
         if self.form == "residual":
             if pair.draws is not None:
                 raise ValueError('`form` "residual" needs a Gaussian prior; use "remainder".')
             score = _difference(u)
             return jax.lax.stop_gradient(value) + entropy_surrogate(score, u)
         held = jax.lax.stop_gradient(u)
-        beyond = non_affine(self.estimator, held)(held)
+        beyond = above_noise(self.estimator, held, noise)
         if u_prior is not None:
-            beyond = beyond - non_affine(self.estimator, u_prior)(held)
+            beyond = beyond - non_affine(self.prior_estimator, u_prior)(held)
         return value + entropy_surrogate(beyond, u)
 
     def describe(self) -> str:
@@ -108,11 +117,12 @@ class ScoreKL(NoisyDivergence):
 
 def leading_coordinates(
     pair: Pair, ridge: Array, key: PRNGKeyArray, size: int
-) -> tuple[Float[Array, "S R"], Float[Array, "S R"] | None]:
+) -> tuple[Float[Array, "S R"], Float[Array, "S R"] | None, Float[Array, " R"]]:
     """Return noisy values of guide and prior in the prior's leading R directions.
 
     A direction in which the prior varies less than the noise is 0 throughout. The directions are
-    constants; draws of the prior, where there are any, are as many as the particles.
+    constants; draws of the prior, where there are any, are as many as the particles. The third is
+    the standard deviation of the noise in each direction.
     """
     held = jax.lax.stop_gradient(pair.prior)
     eye = jnp.eye(held.mean.shape[0], dtype=held.mean.dtype)
@@ -126,11 +136,31 @@ def leading_coordinates(
         return jnp.matmul(values + noise - held.mean, basis, precision="highest") * inverse
 
     guide_key, prior_key = jax.random.split(key)
-    u = coordinates(pair.values, guide_key)
+    u, deviation = coordinates(pair.values, guide_key), jnp.sqrt(ridge) * inverse
     if pair.draws is None:
-        return u, None
+        return u, None, deviation
     draws = jax.lax.stop_gradient(pair.draws[: pair.values.shape[0]])
-    return u, coordinates(draws, prior_key)
+    return u, coordinates(draws, prior_key), deviation
+
+
+def above_noise(
+    estimator: Estimator, bank: Float[Array, "S R"], noise: Float[Array, " R"]
+) -> Float[Array, "S R"]:
+    """Return what is not affine in the score of a bank at itself, where it is more than noise.
+
+    Along directions in which the noise makes most of the variance the law is normal, and the little
+    that an estimate finds there would be divided by a small variance. So the remainder is estimated
+    in the principal coordinates v of the bank in units of the noise, those of less than twice the
+    noise's variance left out, and taken back by the chain rule: s_u = J^T s_v for v = J u.
+    """
+    unit = jnp.where(noise > 0, noise, 1)
+    centred = (bank - jnp.mean(bank, axis=0)) / unit
+    variances, vectors = jnp.linalg.eigh(centred.T @ centred / bank.shape[0])
+    keep = variances > DIRECTION_FLOOR
+    inverse = jnp.where(keep, 1 / jnp.sqrt(jnp.where(keep, variances, 1)), 0)
+    v = jnp.matmul(centred, vectors, precision="highest") * inverse
+    found = non_affine(estimator, v)(v) * inverse
+    return jnp.matmul(found, vectors.T, precision="highest") / unit
 
 
 def non_affine(
