@@ -45,6 +45,7 @@ BATCHES = Functional(
 SETTINGS: dict[str, dict[str, Any]] = {
     "yacht": {
         "GP": Settings(1000, 0.05),
+        "fBNN": BATCHES._replace(weight=3.0, process=Settings(1000, 0.05)),
         "MFVI": Settings(20_000, 0.01),
         "ensemble": Settings(20_000, 0.01),
         "NUTS": Settings(300, 0.0),
@@ -57,11 +58,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "concrete": {
         "GP": Settings(200, 0.1),
+        "fBNN": BATCHES._replace(noise=0.01, weight=3.0),
         "MFVI": Settings(10_000, 0.01),
         "ensemble": Settings(5000, 0.01),
     },
     "kin8nm": {
         "GP": Settings(200, 0.1),
+        "fBNN": BATCHES._replace(noise=0.01, weight=3.0),
         "MFVI": Settings(10_000, 0.01),
         "ensemble": Settings(5000, 0.01),
     },
@@ -72,6 +75,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     BUNDLED: {
         "GP": Settings(60, 0.1),
+        "fBNN": BATCHES._replace(
+            num_steps=300, num_particles=100, noise=0.01, weight=3.0, process=Settings(60, 0.1)
+        ),
         "MFVI": Settings(3000, 0.01),
         "ensemble": Settings(500, 0.01),
     },

@@ -2,9 +2,11 @@ r"""Functional variational inference of the peers' network, under the prior of t
 
 The guide is a network of one hidden layer of 50 ReLU units with independent normal weights; the
 prior of the function is the RBF-ARD process of the highest evidence, learned first, as the row "GP"
-has it. Noise has the peers' prior and a log-normal guide that starts at the process's noise.
+has it. Noise has the peers' prior and a log-normal guide.
 
     E_q[log p(y | f, s) - log q(s)/p(s)] - KL[q(f(X)) || p(f(X))],  X = rows of a batch and M points
+
+The divergence is that of Gaussian moments, in float64; functions are float32.
 """
 
 import time
@@ -43,10 +45,11 @@ class Functional(NamedTuple):
         noise: added to both sides of the divergence, in units of the prior's sd.
         divergence: of guide and prior.
         weight: of the divergence.
-        initial_noise: of the likelihood, at the start. From the process's noise, first gradients are
-            so large that Adam, whose second moments remember a thousand steps, hardly moves the
+        initial_noise: of the likelihood, at the start. At the process's noise the first gradients
+            are so large that Adam, whose second moments remember a thousand steps, hardly moves the
             noise to the end: on energy it ended at twice the residuals.
         process: how the prior is fitted.
+        activation: of the hidden units, by its name in `jax.nn`.
     """
 
     num_steps: int
@@ -60,6 +63,7 @@ class Functional(NamedTuple):
     weight: float | str = 1.0
     initial_noise: float = 0.5
     process: Settings = Settings(200, 0.1)
+    activation: str = "relu"
 
 
 def programs(size: int, settings: Functional, start: Any, prior: Any) -> Any:
@@ -88,8 +92,10 @@ def programs(size: int, settings: Functional, start: Any, prior: Any) -> Any:
 
 def network(key: jax.Array, num_inputs: int, settings: Functional) -> ip.processes.BayesianNetwork:
     """Return the guide's network in float32, as it starts."""
-    scale = settings.initial_scale
-    found = ip.processes.BayesianNetwork(num_inputs, WIDTH, key=key, initial_scale=scale)
+    scale, activation = settings.initial_scale, getattr(jax.nn, settings.activation)
+    found = ip.processes.BayesianNetwork(
+        num_inputs, WIDTH, key=key, activation=activation, initial_scale=scale
+    )
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), found)
 
 
