@@ -31,6 +31,7 @@ from implicitppl.infer import DataNoise, FunctionalELBO, function_posterior, pre
 NOISE_LOG_SD = 0.1
 """Posterior standard deviation of the log noise at the start."""
 EXTRA = 300
+"""Particles beyond the number of points, for the objective at all rows."""
 
 
 class Functional(NamedTuple):
@@ -131,7 +132,10 @@ def train(
 def objective(
     params: Any, x: jax.Array, y: jax.Array, floor: jax.Array, prior: Any, settings: Functional
 ) -> jax.Array:
-    """Return the functional ELBO at all rows, from `EXTRA` more particles than there are points."""
+    """Return minus the loss at all rows, with its weight; from more particles than points.
+
+    It is a bound where the weight is 1.
+    """
     size = len(y)
     particles = size + settings.num_measured + EXTRA
     whole = settings._replace(batch_size=size, num_particles=particles)
@@ -151,7 +155,7 @@ def ours(split: Split, settings: Functional, floors: Sequence[float]) -> dict[fl
         least, keys = jnp.asarray(floor, x.dtype), jax.random.split(jax.random.key(split.seed), 3)
         params = jax.block_until_ready(train(keys[0], x, y, least, prior, settings)[0])
         info = {"train_seconds": time.process_time() - begin, "prior_seconds": prior_seconds}
-        info["functional_elbo"] = float(objective(params, x, y, least, prior, settings))
+        info["objective_all_rows"] = float(objective(params, x, y, least, prior, settings))
         guide = programs(len(y), settings, network(keys[0], x.shape[1], settings), prior)[1]
         posterior = function_posterior(guide, params, x, y, least)["f"]
         values = predict(posterior, keys[1], x_test, NUM_DRAWS).values

@@ -113,7 +113,7 @@ def test_functional_inference_nears_the_process_that_is_its_prior() -> None:
 
     # Within the standard deviation of the noise, and not so before training.
     assert distance(1000) < 0.1 < distance(2)
-    assert found[1000].info["functional_elbo"] > found[2].info["functional_elbo"]
+    assert found[1000].info["objective_all_rows"] > found[2].info["objective_all_rows"]
 
 
 def test_ours_is_compared_on_the_splits_that_both_have() -> None:
