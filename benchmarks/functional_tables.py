@@ -110,7 +110,7 @@ def speed(rows: Rows) -> str:
         for r in rows
     ]
     head = ["n", "S", "loss", "CPU ms a step", "times Trace_ELBO", "temporary MB"]
-    return table([*head, "compilation, CPU s", "compilations of a second batch"], lines)
+    return table([*head, "start and compilation, CPU s", "compilations of a second batch"], lines)
 
 
 def cost(rows: Rows) -> str:
