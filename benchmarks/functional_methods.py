@@ -1,4 +1,4 @@
-"""The peers of functional variational inference: a GP, and weight-space inference of one network.
+"""The methods of the functional benchmark, and weight-space inference of its network.
 
 The network has one hidden layer of 50 ReLU units, weights N(0, 1/fan in) and biases N(0, 1); its
 outputs have Gaussian noise of one standard deviation for all inputs, LogNormal(log .1, 1.5) in
@@ -6,8 +6,7 @@ units of the training outputs. Every weight-space method has this prior and this
 
     y_i ~ N(f_w(x_i), (floor + s)^2),  f_w(x) = w2' relu(w1' x + b1) + b2.
 
-`floor` is the least noise that training allows. Training sees all rows at every step. The exact GP
-is fitted once and then, where its noise is below the floor, conditioned with the floor as noise.
+`floor` is the least noise that training allows. Training sees all rows at every step.
 
 A method is a function of a split, settings and floors that returns a `Prediction` for each floor;
 another method is one more entry of `METHODS`.
@@ -16,7 +15,7 @@ another method is one more entry of `METHODS`.
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +27,20 @@ from numpyro.diagnostics import split_gelman_rubin
 from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO, init_to_sample
 from numpyro.infer.autoguide import AutoNormal
 
-import implicitppl as ip
+from benchmarks.functional_gp import (
+    NOISE_PRIOR,
+    NUM_DRAWS,
+    WIDTH,
+    Method,
+    Prediction,
+    adam,
+    exact_gp,
+    scores,
+)
+from benchmarks.functional_ours import ours
 from benchmarks.gp_data import Split
-from benchmarks.gp_methods import NOISE_VARIANCE, Settings, rbf
+from benchmarks.gp_methods import Settings
 
-WIDTH = 50
-NOISE_PRIOR = (float(np.log(0.1)), 1.5)
-NUM_DRAWS = 500
 NUM_MEMBERS = 5
 NUM_ELBO = 100
 NUM_CHAINS = 2
@@ -43,59 +49,6 @@ INIT_SCALE = 1e-3
 
 Neither is best: ten yacht fits end 5 nats (s.e. 6) above those from .01, energy's on both sides.
 """
-
-
-class Prediction(NamedTuple):
-    """A predictive mixture of S Gaussians at the test inputs, in standardised units.
-
-    Attributes:
-        mean: (S, T), function values of the particles.
-        noise_sd: (S, 1) standard deviations around them; (1, T) for the process.
-        info: CPU seconds of training, compilation included where the method is new to the shape,
-            and what the method says about its fit.
-    """
-
-    mean: np.ndarray
-    noise_sd: np.ndarray
-    info: dict[str, Any]
-
-
-Method = Callable[[Split, Settings, Sequence[float]], dict[float, Prediction]]
-
-
-def scores(split: Split, found: Prediction) -> dict[str, float]:
-    """Return RMSE of the mixture's mean and its mean test log density, in the data's units."""
-    from scipy.special import logsumexp
-    from scipy.stats import norm
-
-    logs = norm.logpdf(split.y_test, found.mean, found.noise_sd)
-    density = logsumexp(logs, axis=0) - np.log(len(logs))
-    error = found.mean.mean(axis=0) - split.y_test
-    return {
-        "rmse": float(split.scale * np.sqrt(np.mean(error**2))),
-        "ll": float(np.mean(density) - np.log(split.scale)),
-    }
-
-
-def exact_gp(split: Split, settings: Settings, floors: Sequence[float]) -> dict[float, Prediction]:
-    """Return predictions of a zero-mean RBF-ARD process of the highest evidence."""
-    x, y, x_test = (jnp.asarray(a) for a in (split.x, split.y, split.x_test))
-    begin = time.process_time()
-    process = ip.processes.GaussianProcess(rbf(split)[0])
-    fit = ip.gp.fit(process, x, y, NOISE_VARIANCE**0.5, **settings._asdict())
-    noise = float(fit.noise_scale)
-    info = {
-        "train_seconds": time.process_time() - begin,
-        "log_evidence": float(fit.log_evidence),
-        "fitted_noise_sd": noise,
-    }
-    found = {}
-    for floor in floors:
-        scale = max(noise, floor)
-        values = fit.process.condition(x, y, scale)(x_test, noise_scale=scale)
-        mean, sd = np.asarray(values.mean)[None], np.sqrt(np.asarray(values.variance))[None]
-        found[floor] = Prediction(mean, sd, info | {"noise_sd": scale})
-    return found
 
 
 def shapes(num_inputs: int) -> dict[str, tuple[tuple[int, ...], float]]:
@@ -121,11 +74,6 @@ def model(x: jax.Array, y: jax.Array, floor: jax.Array) -> None:
     }
     noise = numpyro.sample("noise", dist.LogNormal(*NOISE_PRIOR))
     numpyro.sample("y", dist.Normal(network(weights, x), floor + noise).to_event(1), obs=y)
-
-
-def adam(num_steps: int, rate: jax.Array) -> optax.GradientTransformation:
-    """Return Adam whose rate falls as a cosine to 0."""
-    return optax.adam(optax.cosine_decay_schedule(rate, num_steps))
 
 
 @functools.partial(jax.jit, static_argnames="num_steps")
@@ -249,8 +197,10 @@ def nuts(split: Split, settings: Settings, floors: Sequence[float]) -> dict[floa
     return found
 
 
+__all__ = ["METHODS", "Prediction", "exact_gp", "scores"]
 METHODS: dict[str, Method] = {
     "GP": exact_gp,
+    "fBNN": ours,
     "MFVI": weight_space(train_mean_field, "elbo"),
     "ensemble": weight_space(train_ensemble, "log_joint"),
     "NUTS": nuts,

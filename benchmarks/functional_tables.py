@@ -22,7 +22,8 @@ from benchmarks.gp_tables import insert, mean_se, measured, names, with_se
 
 PAGE = Path(__file__).parents[1] / "docs" / "functional-benchmarks.md"
 BEGIN, END = "<!-- functional:begin -->", "<!-- functional:end -->"
-OBJECTIVES = ("elbo", "log_joint", "log_evidence")
+OBJECTIVES = ("elbo", "objective_all_rows", "log_joint", "log_evidence")
+OURS = "fBNN"
 Rows = list[dict[str, Any]]
 
 
@@ -77,6 +78,39 @@ def median_cell(group: Rows) -> str:
     if not group:
         return "-"
     return " / ".join(f"{np.median([r[k] for r in group]):.3f}" for k in ("rmse", "ll"))
+
+
+def against(rows: Rows) -> str:
+    """Return how far ours is from each other method on the splits that both have."""
+    others = [m for m in methods(rows) if m != OURS]
+    lines = []
+    for name in names(rows):
+        for floor in sorted({r["floor"] for r in select(rows, data=name, method=OURS)}):
+            mine = {r["split"]: r for r in select(rows, data=name, floor=floor, method=OURS)}
+            cells = []
+            for other in others:
+                group = select(rows, data=name, floor=floor, method=other)
+                both = [(mine[r["split"]], r) for r in group if r["split"] in mine]
+                ratios = [100 * (a["rmse"] / b["rmse"] - 1) for a, b in both]
+                gains = [a["ll"] - b["ll"] for a, b in both]
+                one, two = with_se(mean_se(ratios), 1), with_se(mean_se(gains), 3)
+                cells.append(f"{one} / {two}" if both else "-")
+            lines.append([name, f"{floor:g}", str(len(mine)), *cells])
+    return table(["data", "least noise", "splits", *(f"against {m}" for m in others)], lines)
+
+
+def speed(rows: Rows) -> str:
+    """Return what a step costs at each number of points and particles."""
+    lines = [
+        [
+            *(str(r["n"]), str(r["particles"]), r["variant"], f"{1000 * r['step_s']:.1f}"),
+            *(f"{r['ratio']:.2f}", f"{r['temporary_mb']:.0f}", f"{r['compile_s']:.1f}"),
+            str(r["compilations_of_second_batch"]),
+        ]
+        for r in rows
+    ]
+    head = ["n", "S", "loss", "CPU ms a step", "times Trace_ELBO", "temporary MB"]
+    return table([*head, "start and compilation, CPU s", "compilations of a second batch"], lines)
 
 
 def cost(rows: Rows) -> str:
@@ -143,7 +177,7 @@ def bandits(rows: Rows) -> str:
     return table(head, lines)
 
 
-def tables(rows: Rows, longer: Rows, bandit_rows: Rows) -> str:
+def tables(rows: Rows, longer: Rows, bandit_rows: Rows, speed_rows: Rows | None = None) -> str:
     """Return all tables with their captions."""
     parts = []
     if rows:
@@ -154,8 +188,13 @@ def tables(rows: Rows, longer: Rows, bandit_rows: Rows) -> str:
             *("### Medians over splits, RMSE / log density", medians(rows)),
             *("### Cost of training, and the noise found", cost(rows)),
         ]
+    if select(rows, method=OURS):
+        head = f"### {OURS} on the same splits: RMSE in percent above / log density above (s.e.)"
+        parts += [head, against(rows)]
     if longer:
         parts += ["### Twice the steps, on one split", convergence(rows, longer)]
+    if speed_rows:
+        parts += ["### Cost of a step", measured(speed_rows), speed(speed_rows)]
     if bandit_rows:
         parts += ["### Bandits (s.e.)", measured(bandit_rows), bandits(bandit_rows)]
     failed = [
@@ -172,8 +211,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=Path, default=RESULTS / "functional.jsonl")
     parser.add_argument("--longer", type=Path, default=RESULTS / "functional-steps.jsonl")
     parser.add_argument("--bandits", type=Path, default=RESULTS / "bandits.jsonl")
+    parser.add_argument("--speed", type=Path, default=RESULTS / "functional-speed.jsonl")
     args = parser.parse_args(arguments)
-    text = tables(read(args.rows), read(args.longer), read(args.bandits))
+    files = (args.rows, args.longer, args.bandits, args.speed)
+    text = tables(*map(read, files))
     if args.print:
         print(text)
         return

@@ -13,6 +13,7 @@ from benchmarks import bench_functional, functional_tables
 from benchmarks import functional_methods as methods
 from benchmarks.accuracy import RESULTS, read
 from benchmarks.functional_methods import METHODS, Prediction
+from benchmarks.functional_ours import Functional
 from benchmarks.gp_data import split
 from benchmarks.gp_methods import Settings
 
@@ -95,6 +96,32 @@ def test_the_process_is_conditioned_with_the_floor_where_its_noise_is_below() ->
     assert np.all(found[0.3].noise_sd > found[0.0].noise_sd)
 
 
+def test_functional_inference_nears_the_process_that_is_its_prior() -> None:
+    rng = np.random.default_rng(4)
+    x = np.linspace(-2, 2, 24)[:, None]
+    y = np.sin(2 * x[:, 0]) + 0.1 * rng.standard_normal(24)
+    x_test = np.linspace(-1.9, 1.9, 9)[:, None]
+    data = split("diabetes", 1)._replace(x=x, y=y, x_test=x_test, y_test=np.zeros(9))
+    fit = Settings(60, 0.1)
+    long = Functional(1000, 0.02, 16, 8, 80, 0.01, 0.01, process=fit)
+    with jax.enable_x64(True):
+        process = methods.exact_gp(data, fit, (0.0,))[0.0]
+        found = {n: methods.ours(data, long._replace(num_steps=n), (0.0,))[0.0] for n in (2, 1000)}
+
+    def distance(steps: int) -> float:
+        return float(np.sqrt(np.mean((found[steps].mean.mean(axis=0) - process.mean[0]) ** 2)))
+
+    # Within the standard deviation of the noise, and not so before training.
+    assert distance(1000) < 0.1 < distance(2)
+    assert found[1000].info["objective_all_rows"] > found[2].info["objective_all_rows"]
+
+
+def test_ours_is_compared_on_the_splits_that_both_have() -> None:
+    rows = [row("GP", s) for s in (1, 2, 6)]
+    rows += [row("fBNN", s, rmse=1.1 * s, ll=0.5 - s) for s in (1, 2)]
+    assert "| yacht | 0 | 2 | 10.0 (0.0) / 0.500 (0.000) |" in functional_tables.against(rows)
+
+
 @pytest.mark.slow
 def test_quick_tier_learns_and_resumes(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
@@ -103,7 +130,7 @@ def test_quick_tier_learns_and_resumes(tmp_path: Path) -> None:
     bench_functional.main(arguments)
     rows = read(out)
     keys = [tuple(r[k] for k in bench_functional.KEY) for r in rows]
-    assert len(set(keys)) == len(rows) == 3 * 2 * 2
+    assert len(set(keys)) == len(rows) == 4 * 2 * 2
     assert not any("error" in r for r in rows)
     # Learned: better than predicting the training mean, by as much as there is to learn.
     for row in rows:

@@ -1,0 +1,166 @@
+r"""Functional variational inference of the peers' network, under the prior of the exact process.
+
+The guide is a network of one hidden layer of 50 ReLU units with independent normal weights; the
+prior of the function is the RBF-ARD process of the highest evidence, learned first, as the row "GP"
+has it. Noise has the peers' prior and a log-normal guide.
+
+    E_q[log p(y | f, s) - log q(s)/p(s)] - KL[q(f(X)) || p(f(X))],  X = rows of a batch and M points
+
+The divergence is that of Gaussian moments, in float64; functions are float32.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro.contrib.module import eqx_module
+from numpyro.infer import SVI
+
+import implicitppl as ip
+from benchmarks.functional_gp import NOISE_PRIOR, NUM_DRAWS, WIDTH, Prediction, adam, fit_process
+from benchmarks.gp_data import Split
+from benchmarks.gp_methods import Settings
+from implicitppl.infer import DataNoise, FunctionalELBO, function_posterior, predict
+
+NOISE_LOG_SD = 0.1
+"""Posterior standard deviation of the log noise at the start."""
+EXTRA = 300
+"""Particles beyond the number of points, for the objective at all rows."""
+
+
+class Functional(NamedTuple):
+    """How a functional fit runs.
+
+    Attributes:
+        num_steps, learning_rate: of Adam; the rate falls as a cosine to 0.
+        batch_size: rows of a step; all where there are fewer.
+        num_measured: M, inputs with noise of half their spread, anew at every step.
+        num_particles: S, more than there are points.
+        initial_scale: posterior standard deviation of every weight at the start.
+        noise: added to both sides of the divergence, in units of the prior's sd.
+        divergence: of guide and prior.
+        weight: of the divergence.
+        initial_noise: of the likelihood, at the start. At the process's noise the first gradients
+            are so large that Adam, whose second moments remember a thousand steps, hardly moves the
+            noise to the end: on energy it ended at twice the residuals.
+        process: how the prior is fitted.
+        activation: of the hidden units, by its name in `jax.nn`.
+    """
+
+    num_steps: int
+    learning_rate: float
+    batch_size: int
+    num_measured: int
+    num_particles: int
+    initial_scale: float
+    noise: float
+    divergence: str = "gaussian"
+    weight: float | str = 1.0
+    initial_noise: float = 0.5
+    process: Settings = Settings(200, 0.1)
+    activation: str = "relu"
+
+
+def programs(size: int, settings: Functional, start: Any, prior: Any) -> Any:
+    """Return model and guide of `size` rows; both take inputs, outputs and least noise."""
+    batch = min(settings.batch_size, size)
+
+    def model(x: jax.Array, y: jax.Array, floor: jax.Array) -> None:
+        data = numpyro.plate("data", size, subsample_size=batch)
+        with data as rows:
+            points, outputs = x[rows], y[rows]
+        f = numpyro.sample("f", prior(points))
+        sd = floor + numpyro.sample("noise", dist.LogNormal(*NOISE_PRIOR))
+        with data:
+            numpyro.sample("y", dist.Normal(f, sd), obs=outputs)
+
+    def guide(x: jax.Array, y: jax.Array, floor: jax.Array) -> None:
+        with numpyro.plate("data", size, subsample_size=batch) as rows:
+            points = x[rows]
+        numpyro.sample("f", eqx_module("q", start)(points))
+        loc = numpyro.param("noise_loc", jnp.log(settings.initial_noise))
+        scale = numpyro.param("noise_scale", NOISE_LOG_SD, constraint=dist.constraints.positive)
+        numpyro.sample("noise", dist.LogNormal(loc, scale))
+
+    return model, guide
+
+
+def network(key: jax.Array, num_inputs: int, settings: Functional) -> ip.processes.BayesianNetwork:
+    """Return the guide's network in float32, as it starts."""
+    scale, activation = settings.initial_scale, getattr(jax.nn, settings.activation)
+    found = ip.processes.BayesianNetwork(
+        num_inputs, WIDTH, key=key, activation=activation, initial_scale=scale
+    )
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), found)
+
+
+def loss_of(settings: Functional) -> FunctionalELBO:
+    """Return the objective."""
+    return FunctionalELBO(
+        DataNoise(settings.num_measured),
+        settings.divergence,
+        settings.weight,
+        num_particles=settings.num_particles,
+        noise=settings.noise,
+    )
+
+
+@eqx.filter_jit
+def train(
+    key: jax.Array, x: jax.Array, y: jax.Array, floor: jax.Array, prior: Any, settings: Functional
+) -> Any:
+    """Return the guide's parameters after all steps, and the losses."""
+    keys = jax.random.split(key)
+    start = network(keys[0], x.shape[1], settings)
+    model, guide = programs(len(y), settings, start, prior)
+    optim = adam(settings.num_steps, settings.learning_rate)
+    svi = SVI(model, guide, optim, loss_of(settings))
+    state = svi.init(keys[1], x, y, floor)
+    state, losses = jax.lax.scan(
+        lambda s, _: svi.update(s, x, y, floor), state, xs=None, length=settings.num_steps
+    )
+    return svi.get_params(state), losses
+
+
+@eqx.filter_jit
+def objective(
+    params: Any, x: jax.Array, y: jax.Array, floor: jax.Array, prior: Any, settings: Functional
+) -> jax.Array:
+    """Return minus the loss at all rows, with its weight; from more particles than points.
+
+    It is a bound where the weight is 1.
+    """
+    size = len(y)
+    particles = size + settings.num_measured + EXTRA
+    whole = settings._replace(batch_size=size, num_particles=particles)
+    key = jax.random.key(0)
+    model, guide = programs(size, whole, network(key, x.shape[1], whole), prior)
+    return -loss_of(whole).loss(key, params, model, guide, x, y, floor)
+
+
+def ours(split: Split, settings: Functional, floors: Sequence[float]) -> dict[float, Prediction]:
+    """Return predictions of functional inference under the process of the highest evidence."""
+    x, y, x_test = (jnp.asarray(a, jnp.float32) for a in (split.x, split.y, split.x_test))
+    begin = time.process_time()
+    prior = fit_process(split, settings.process).process
+    prior_seconds, found = time.process_time() - begin, {}
+    for floor in floors:
+        begin = time.process_time()
+        least, keys = jnp.asarray(floor, x.dtype), jax.random.split(jax.random.key(split.seed), 3)
+        params = jax.block_until_ready(train(keys[0], x, y, least, prior, settings)[0])
+        info = {"train_seconds": time.process_time() - begin, "prior_seconds": prior_seconds}
+        info["objective_all_rows"] = float(objective(params, x, y, least, prior, settings))
+        guide = programs(len(y), settings, network(keys[0], x.shape[1], settings), prior)[1]
+        posterior = function_posterior(guide, params, x, y, least)["f"]
+        values = predict(posterior, keys[1], x_test, NUM_DRAWS).values
+        noise = dist.LogNormal(params["noise_loc"], params["noise_scale"])
+        sd = np.asarray(floor + noise.sample(keys[2], (NUM_DRAWS, 1)), float)
+        info |= {"noise_sd": float(sd.mean()), "posterior_sd": float(np.median(values.std(axis=0)))}
+        found[floor] = Prediction(np.asarray(values, float), sd, info)
+    return found
