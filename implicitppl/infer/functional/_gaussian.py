@@ -6,7 +6,7 @@ A guide with finitely many weights and a prior that is no such network have no c
 their KL is infinite: at r = 0 it grows without end as points are added. With r fixed it is finite
 at every set of points; with r = g n, for n points, it converges as the set grows.
 
-Burt et al. (2021), arXiv 2011.09421; Cinquin and Bamler (2024), arXiv 2406.04317, equation (9).
+Burt et al. (2021), arXiv 2011.09421; Cinquin and Bamler (2024), arXiv 2406.04317.
 """
 
 from typing import Any, NamedTuple

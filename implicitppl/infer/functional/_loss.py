@@ -10,7 +10,7 @@ divergence is exact and w = 1. A minibatch compares functions on part of the inp
 divergence is smaller: its value is an objective and no bound. `FunctionalELBO.report` says which.
 
 Sun, Zhang, Shi, Grosse, "Functional variational Bayesian neural networks", ICLR 2019,
-arXiv 1903.05779, equations (6) and (12).
+arXiv 1903.05779: the functional ELBO on sampled points.
 """
 
 from collections.abc import Callable
@@ -68,7 +68,7 @@ class FunctionalELBO(ELBO):
     Cost of a step: S evaluations of the guide's functions at n points, O(n^3) for the moments, and
     for scores a decomposition of S x S. A second step with equal shapes compiles nothing.
 
-    Reference: Sun et al. (2019), equations (6) and (12).
+    Reference: Sun et al. (2019), the functional ELBO on sampled measurement sets.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, optax

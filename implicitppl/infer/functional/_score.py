@@ -13,7 +13,7 @@ where the guide varies more than the noise.
 
 The remainder of a spectral estimate is what an affine fit to it over its own samples leaves.
 
-Sun et al. (2019), arXiv 1903.05779, equations (7), (11); the decomposition is ours.
+Sun et al. (2019), arXiv 1903.05779, gradient of the functional KL; the decomposition is ours.
 """
 
 from collections.abc import Callable
@@ -60,7 +60,7 @@ class ScoreKL(NoisyDivergence):
 
     Cost O(n^3 + S n^2), and that of a fit with S samples: a decomposition of S x S.
 
-    Reference: Sun et al. (2019), equations (7), (11).
+    Reference: Sun et al. (2019), gradient of the functional KL by the spectral estimator.
     """
 
     estimator: Estimator
