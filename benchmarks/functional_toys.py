@@ -5,11 +5,12 @@
     python -m benchmarks.functional_toys_tables          (writes the table of docs/functional.md)
     python -m benchmarks.functional_figure          (writes docs/pictures/functional-toys.png)
 
-Every posterior is compared with the exact one on a grid. Targets are our own; `functional_toys_tables`
-prints which are reached: on the cubic the mean within .25 exact deviations and deviations within .7
-to 1.3 of the exact ones inside [-4, 4], within .5 to 2 at the ends; under a periodic prior the mean
-within .25 two periods beyond the data; under an RBF prior the deviation at the ends within 20% of
-the prior's; of pieces, at least twice as many small increments in the gap as under an RBF prior.
+Every posterior is compared with the exact one on a grid. Targets are our own, and
+`functional_toys_tables` prints which are reached: on the cubic the mean within .25 exact deviations
+and deviations within .7 to 1.3 of the exact ones inside [-4, 4], within .5 to 2 at the ends; under
+a periodic prior the mean within .25 two periods beyond the data; under an RBF prior the deviation
+at the ends within 20% of the prior's; of pieces, at least twice as many small increments in the gap
+as under an RBF prior.
 The network is in float32, the divergence in float64.
 """
 

@@ -164,7 +164,7 @@ def test_an_implicit_prior_that_is_not_normal_is_seen_beyond_its_moments():
 
 
 def slope_of_a_normal_guide(mean, scale, noise):
-    """Slope in s of the KL of N(mean, s^2) from squashed(.8, z), noise added to both, by quadrature."""
+    """Slope in s of the KL of N(mean, s^2) from squashed(.8, z), both with noise, by quadrature."""
     z, u = np.linspace(-6, 6, 2001), np.linspace(-5, 5, 3001)
     weight = np.exp(-0.5 * z**2) / np.sum(np.exp(-0.5 * z**2))
     centre = 0.8 * np.tanh(3 * z) + 0.2 * z
