@@ -335,6 +335,7 @@ def test_parameters_of_the_prior_are_learned_with_the_rest():
         assert float(jax.grad(value)(0.3)) < 0
 
 
+@pytest.mark.smoke
 def test_two_calls_of_one_function_are_compared_at_both_sets_of_points():
     def twice(x, y):
         f = function("f", GaussianProcess(RBF()))
