@@ -16,13 +16,12 @@ from implicitppl.score import SSGE
 
 NUM_POINTS, NUM_PARTICLES, NOISE = 25, 500, 0.01
 KEY = jax.random.key(1)
+COMPARISONS = [GridKL(), ScoreKL(form="residual"), ScoreKL(form="plain")]
 DIVERGENCES = [
     GaussianKL(),
     RegularizedKL(1e-4),
-    GridKL(),
     ScoreKL(),
-    ScoreKL(form="residual"),
-    ScoreKL(form="plain"),
+    *(pytest.param(divergence, marks=pytest.mark.exhaustive) for divergence in COMPARISONS),
 ]
 
 
