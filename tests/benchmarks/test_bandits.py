@@ -99,7 +99,7 @@ def test_a_neural_agent_redoes_its_regressions_on_new_features() -> None:
     np.testing.assert_allclose(state.regressions.moments[0].xx, x.T @ x)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_neural_thompson_sampling_beats_the_uniform_agent() -> None:
     assert bandits.row_of("linear", 1, "neural-linear", 800)["half"] < 50
 
@@ -125,7 +125,7 @@ def test_an_arm_that_grows_has_the_posterior_of_the_process() -> None:
             np.testing.assert_allclose(variance, expected.variance[0], rtol=1e-8)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_process_learns_its_hyperparameters_over_all_arms_and_beats_the_uniform_agent() -> None:
     bandit, agent = bandits.linear(1, 300), bandit_gp.gaussian_process((100,))
     with jax.enable_x64(True):

@@ -143,7 +143,7 @@ def test_quick_tier_learns_and_resumes(tmp_path: Path) -> None:
     assert "| diabetes | 0.05 | 2 |" in functional_tables.tables(rows, [], [])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_nuts_agrees_with_a_conjugate_posterior_where_the_network_is_linear(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
