@@ -96,6 +96,7 @@ def test_the_process_is_conditioned_with_the_floor_where_its_noise_is_below() ->
     assert np.all(found[0.3].noise_sd > found[0.0].noise_sd)
 
 
+@pytest.mark.slow
 def test_functional_inference_nears_the_process_that_is_its_prior() -> None:
     rng = np.random.default_rng(4)
     x = np.linspace(-2, 2, 24)[:, None]
@@ -122,7 +123,7 @@ def test_ours_is_compared_on_the_splits_that_both_have() -> None:
     assert "| yacht | 0 | 2 | 10.0 (0.0) / 0.500 (0.000) |" in functional_tables.against(rows)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_quick_tier_learns_and_resumes(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     arguments = ["--quick", "--out", str(out)]
