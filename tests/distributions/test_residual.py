@@ -37,7 +37,10 @@ def bent(
     )
 
 
-@pytest.mark.parametrize(("size", "num_features"), [(1, None), (3, None), (5, 2)])
+@pytest.mark.parametrize(
+    ("size", "num_features"),
+    [pytest.param(1, None, marks=pytest.mark.exhaustive), (3, None), (5, 2)],
+)
 def test_the_factored_jacobian_is_the_dense_one(size, num_features, precision):
     generator = bent(size, precision, num_features, strength=0.4)
     noise, v = jax.random.normal(jax.random.key(3), (2, size), precision)

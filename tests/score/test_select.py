@@ -149,7 +149,7 @@ def test_divergence_is_the_trace_of_the_jacobian():
         assert float(jnp.sum(fitted.info.weights)) > 0.1  # a kernel part was there to be tested
 
 
-@pytest.mark.parametrize("factor", [2.0**-10, 2.0**10])
+@pytest.mark.parametrize("factor", [2.0**-10, pytest.param(2.0**10, marks=pytest.mark.exhaustive)])
 def test_scaled_samples_give_the_scaled_score_and_the_same_choice(bent, factor):
     x, fitted = bent
     moved = select(factor * x, key=KEY)
