@@ -191,7 +191,7 @@ class ImplicitELBO(ELBO):
         loss = jnp.mean(particles.loss) + self._barrier(barrier_key, trace)
         for group in groups:
             loss = loss + self._group_loss([particles.banks[name] for name in group])
-        mutable = jax.tree.map(_merge, particles.mutable)
+        mutable = jax.tree.map(merge_mutable, particles.mutable)
         return {"loss": loss, "mutable_state": mutable or None}
 
     def _trace_guide(
@@ -286,7 +286,7 @@ class ImplicitELBO(ELBO):
     ) -> _Particle:
         guide_key, model_key = jax.random.split(key)
         guide_trace = self._trace_guide(guide_key, plate_key, params, guide, args, kwargs)
-        mutable = _mutable(guide_trace)
+        mutable = mutable_sites(guide_trace)
         replayed = handlers.replay(handlers.seed(model, model_key), guide_trace)
         with shared_plates(key=plate_key):
             model_trace = handlers.trace(
@@ -294,7 +294,7 @@ class ImplicitELBO(ELBO):
             ).get_trace(*args, **kwargs)
         check_model_guide_match(model_trace, guide_trace)
         _check_model(model_trace)
-        mutable.update(_mutable(model_trace))
+        mutable.update(mutable_sites(model_trace))
         log_p = sum(
             (site_log_prob(s) for s in model_trace.values() if s["type"] == "sample"),
             start=jnp.zeros(()),
@@ -328,14 +328,14 @@ class ImplicitELBO(ELBO):
         )
 
 
-def _merge(values: Array) -> Array:
+def merge_mutable(values: Array) -> Array:
     """Reduces a mutable value over the particles, keeping its dtype."""
     if jnp.issubdtype(values.dtype, jnp.inexact):
         return jnp.mean(values, axis=0)
     return values[0]
 
 
-def _mutable(trace: Mapping[str, Any]) -> Params:
+def mutable_sites(trace: Mapping[str, Any]) -> Params:
     return {name: site["value"] for name, site in trace.items() if site["type"] == "mutable"}
 
 

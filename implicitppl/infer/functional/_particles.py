@@ -15,7 +15,7 @@ from jaxtyping import Array, PRNGKeyArray
 from numpyro import handlers
 from numpyro.util import check_model_guide_match
 
-from implicitppl.infer._elbo import Params
+from implicitppl.infer._elbo import Params, merge_mutable, mutable_sites
 from implicitppl.infer._plates import shared_plates
 from implicitppl.infer._sites import kind_of, latent_sites, site_log_prob
 from implicitppl.infer.functional._divergence import Pair, flat, make_pair
@@ -139,7 +139,7 @@ def run_particles(
         )
         for name in shared.x
     }
-    mutable = jax.tree.map(_merge, own.mutable)
+    mutable = jax.tree.map(merge_mutable, own.mutable)
     return Step(jnp.mean(own.loss), compared, static.batch_ratio, mutable)
 
 
@@ -164,7 +164,7 @@ def _particle(
     drawn = function_draws()
     with shared_plates(key=plate_key), drawn:
         guide_trace = handlers.trace(seeded).get_trace(*call.args, **call.kwargs)
-    mutable = _mutable(guide_trace)
+    mutable = mutable_sites(guide_trace)
     replayed = handlers.replay(handlers.seed(call.model, model_key), guide_trace)
     substituted = handlers.substitute(replayed, data={**call.params, **mutable})
     given = function_values(draws=drawn.draws)
@@ -172,7 +172,7 @@ def _particle(
         model_trace = handlers.trace(substituted).get_trace(*call.args, **call.kwargs)
     check_functions(model_trace, guide_trace)
     check_model_guide_match(model_trace, guide_trace)
-    mutable.update(_mutable(model_trace))
+    mutable.update(mutable_sites(model_trace))
     loss = _explicit(guide_trace) - _explicit(model_trace)
     x, values = {}, {}
     for index, (name, asked) in enumerate(given.asked.items()):
@@ -212,13 +212,3 @@ def _explicit(trace: dict[str, Any]) -> Array:
                 "Sum it out of the model."
             )
     return total
-
-
-def _merge(values: Array) -> Array:
-    if jnp.issubdtype(values.dtype, jnp.inexact):
-        return jnp.mean(values, axis=0)
-    return values[0]
-
-
-def _mutable(trace: dict[str, Any]) -> Params:
-    return {name: site["value"] for name, site in trace.items() if site["type"] == "mutable"}

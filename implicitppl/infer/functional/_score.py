@@ -53,7 +53,7 @@ class ScoreKL(NoisyDivergence):
             Gaussian. The last two are comparisons, and are known to shrink or to miss.
 
     The value is `gaussian_kl` of the moments, for Gaussian priors a lower bound of the KL; the
-    gradient is that of the KL.
+    gradient is that of the KL. Where guide and prior are Gaussian processes it is `GaussianKL`.
 
     Raises:
         ValueError: for a value outside its range.
@@ -90,6 +90,8 @@ class ScoreKL(NoisyDivergence):
         """Return the KL of moments, with the gradient of the KL."""
         ridge = self.added_variance(pair)
         value = gaussian_kl(pair.guide, pair.prior, ridge)
+        if pair.is_exact and pair.draws is None:
+            return value  # both are normal: nothing is left to estimate
         if self.form == "plain":
             return jax.lax.stop_gradient(value) + _plain(pair, ridge, key, self.estimator)
         size = min(self.num_directions, pair.prior.mean.shape[0])

@@ -9,7 +9,7 @@ import pytest
 from numpyro.infer import SVI
 
 from implicitppl.distributions import Implicit
-from implicitppl.infer import FunctionalELBO
+from implicitppl.infer import FunctionalELBO, GaussianKL
 from implicitppl.kernels import RBF
 from implicitppl.processes import BayesianNetwork, GaussianProcess
 from implicitppl.score import SSGE
@@ -156,8 +156,20 @@ def test_what_would_be_silently_wrong_is_refused(model, guide, message):
         ({"divergence": "gaussian", "estimator": SSGE()}, "`estimator` is for the divergence"),
         ({"measurement": "box"}, "`measurement` must be a function or None"),
         ({"noise": 0.0}, "`noise` must be positive"),
+        ({"noise": 0.1, "divergence": GaussianKL(0.2)}, "`noise` is not for GaussianKL"),
+        ({"noise": 0.1, "divergence": "regularized"}, "`noise` is not for 'regularized'"),
     ],
-    ids=["particles", "weight", "negative", "divergence", "estimator", "measurement", "noise"],
+    ids=[
+        "particles",
+        "weight",
+        "negative",
+        "divergence",
+        "estimator",
+        "measurement",
+        "noise",
+        "noise beside an object",
+        "noise of the regularised",
+    ],
 )
 def test_bad_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

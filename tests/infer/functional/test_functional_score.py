@@ -256,6 +256,18 @@ def test_single_precision_carries_the_default_noise():
     assert np.linalg.norm(error) < 0.01 * np.linalg.norm(slope)
 
 
+def test_where_both_sides_are_gaussian_nothing_is_estimated():
+    case = Smooth()
+
+    def value(a, divergence):
+        guide = Moments(case.mean, jnp.exp(2 * a) * case.cov)
+        return divergence(Pair(case.values(a, KEY), guide, case.prior, None, True), KEY)
+
+    by_moments = jax.grad(value)(0.0, GaussianKL(NOISE))
+    assert float(jax.grad(value)(0.0, ScoreKL(noise=NOISE))) == float(by_moments)
+    assert float(by_moments) == pytest.approx(float(jax.grad(case.exact)(0.0)), rel=1e-9)
+
+
 def test_the_grid_divergence_is_below_that_of_all_points_and_positive():
     case, key = Smooth(), jax.random.key(2)
     pair = pair_of(case.values(0.0, key), case.prior)
