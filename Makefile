@@ -8,10 +8,13 @@ PYTEST := $(RUN) -m pytest -n $(WORKERS)
 
 # Two pytest workers on two cores: one thread each.
 THREADS := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
+# Tests and examples mostly compile: what a process has compiled, the others and later runs load.
+PROGRAMS := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/programs \
+  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 XLA_THREADS := --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1
-ONE_THREAD := $(THREADS) XLA_FLAGS="$(XLA_THREADS)"
+ONE_THREAD := $(THREADS) $(PROGRAMS) XLA_FLAGS="$(XLA_THREADS)"
 # The fast tests compile more than they compute: compile without optimising.
-FAST_COMPILE := $(THREADS) XLA_FLAGS="$(XLA_THREADS) \
+FAST_COMPILE := $(THREADS) $(PROGRAMS) XLA_FLAGS="$(XLA_THREADS) \
   --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 .DEFAULT_GOAL := help
