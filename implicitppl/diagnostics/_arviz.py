@@ -17,6 +17,7 @@ from numpyro import handlers
 from numpyro.infer import MCMC, NUTS, Predictive
 from numpyro.infer.autoguide import AutoGuide
 
+from implicitppl.diagnostics._arviz_functions import drawn_functions
 from implicitppl.diagnostics._az import container, import_arviz
 from implicitppl.diagnostics._checks import at_least
 from implicitppl.diagnostics._replay import (
@@ -59,12 +60,16 @@ def to_arviz(
     """`InferenceData` (ArviZ 0.x) or `DataTree` (1.x) of an MCMC run or of a variational fit.
 
     `to_arviz(mcmc)` needs nothing else; `to_arviz(guide, result, model_args=(data,))` takes any
-    guide, with the model given for a guide that is a function. Factor and surrogate sites are never
-    exported as log likelihood, prediction or observed data. Predictions simulate every observed
-    site; data that the model also takes as inputs (lagged values) stay as given.
+    guide, with the model given for a guide that is a function; `to_arviz({"f": predict(...)})`
+    takes functions drawn at any inputs, with the inputs as constant data `f_x`. Factor and
+    surrogate sites are never exported as log likelihood, prediction or observed data. Predictions
+    simulate every observed site; data that the model also takes as inputs (lagged values) stay.
 
     Args:
-        source: `numpyro.infer.MCMC` after `run`, or a guide.
+        source: `numpyro.infer.MCMC` after `run`, a guide, or a dict of names and
+            `implicitppl.infer.FunctionSamples`, all of as many functions. Of the other arguments
+            only `constant_data`, `coords` and `dims` are then used; dimensions are called
+            `f_point`, `f_output` and `f_input`.
         result: for a guide, its fit: anything with `.params`, or the dict itself.
         model: needed with a guide that is a plain function; otherwise taken from the source.
         model_args: arguments of the model; default those of `mcmc.run`.
@@ -86,7 +91,7 @@ def to_arviz(
 
     Raises:
         ValueError: an MCMC that has not run, a missing fit or model, a model site without draws,
-            coords of the wrong length.
+            coords of the wrong length, different numbers of functions.
 
     Reference:
         The InferenceData schema of ArviZ.
@@ -110,7 +115,11 @@ def to_arviz(
     at_least("batch_size", batch_size, 1)
     key = random.key(0) if rng_key is None else rng_key
     draw_key, replay_key, prior_key = random.split(key, 3)
-    if isinstance(source, MCMC):
+    if isinstance(source, Mapping):
+        draws, inputs, names = drawn_functions(source)
+        run = _Run(draws, None, (), {})
+        constant_data, dims = {**inputs, **(constant_data or {})}, {**names, **(dims or {})}
+    elif isinstance(source, MCMC):
         run = _from_mcmc(source, model, model_args, model_kwargs)
     else:
         run = _from_guide(draw_key, source, result, model, model_args, model_kwargs, num_samples)
