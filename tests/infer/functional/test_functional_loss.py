@@ -286,6 +286,21 @@ def test_counts_agree_with_nuts():
     assert float(jnp.min(ratio)) > 0.85 and float(jnp.max(ratio)) < 1.15
 
 
+def test_a_schedule_of_weights_is_a_sequence_of_losses_of_one_svi():
+    svi = SVI(model, network_guide, optax.adam(0.01), FunctionalELBO(None, "gaussian", 0.0, 40))
+    first = svi.run(jax.random.key(0), 3, X, Y, progress_bar=False)
+    # One key: losses are linear in the weight, with the divergence as slope.
+    values = []
+    for weight in (0.0, 0.5, 1.0):
+        svi.loss = FunctionalELBO(None, "gaussian", weight, 40)
+        values.append(float(svi.evaluate(first.state, X, Y)))
+    assert values[2] - values[1] == pytest.approx(values[1] - values[0], rel=1e-9)
+    assert values[2] > values[1]
+    later = svi.run(jax.random.key(1), 2, X, Y, progress_bar=False, init_state=first.state)
+    assert float(later.losses[0]) == pytest.approx(values[2], rel=1e-9)
+    assert int(later.state.optim_state[0]) == 5
+
+
 def test_classes_noise_parameters_and_other_latents_have_gradients():
     labels = jnp.arange(30) % 3
     classes = stack([GaussianProcess(RBF()) for _ in range(3)])
