@@ -141,7 +141,8 @@ class FunctionalELBO(ELBO):
         model: ModelLike,
         guide: ModelLike,
         *args: Any,
-        strength: float = STRENGTH,
+        strength: float | None = None,
+        with_growth: bool = True,
         **kwargs: Any,
     ) -> FunctionalReport:
         """Return what the loss is at some parameters: its parts, its settings, what it bounds.
@@ -152,11 +153,14 @@ class FunctionalELBO(ELBO):
             model: the model.
             guide: the guide.
             *args: of model and guide.
-            strength: g of the regularised divergence that is shown beside the noisy one.
+            strength: g of the regularised divergence that is shown beside the noisy one; default
+                that of the loss, if it has one, else 1e-4.
+            with_growth: show how the divergence grows with 2 and 4 times the measurement points.
+                At thousands of inputs that is most of the cost.
             **kwargs: of model and guide.
-
-        The report shows how the divergence grows with 2 and 4 times the measurement points.
         """
+        if strength is None:
+            strength = getattr(self.divergence, "strength", STRENGTH)
         step = self._step(rng_key, params, model, guide, args, kwargs)
         values, growths, warnings = [], [], []
         for index, (name, found) in enumerate(step.compared.items()):
@@ -164,6 +168,8 @@ class FunctionalELBO(ELBO):
             pair = found.pair(key)
             values.append(float(self.divergence(pair, key)))
             warnings += caveats(name, pair, self.divergence.added_variance(pair))
+            if not with_growth:
+                continue
             x = found.x[: found.num_inputs]
             noise = getattr(self.divergence, "noise", NOISE)
             growths.append(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import digamma
 from jaxtyping import Array, PRNGKeyArray
 
 from implicitppl.infer.functional._divergence import (
@@ -102,11 +103,27 @@ def caveats(name: str, pair: Pair, noise_variance: Array) -> list[str]:
             f"'{name}': {num_particles} particles at {num_points} values; their covariance has "
             f"rank {num_particles - 1}, and the guide is pulled to be narrow. Take more particles."
         )
+    elif not pair.is_exact and num_particles < 2 * num_points:
+        excess = float(overstatement(num_particles, num_points))
+        found.append(
+            f"'{name}': {num_particles} particles at {num_points} values overstate the divergence "
+            f"by up to {excess:.3g} nats, where the noise does not limit it. Take more particles."
+        )
     if not bool(smallest > 0):
         found.append(
             f"'{name}': the particles do not vary at some point: the guide has collapsed there."
         )
     return found
+
+
+def overstatement(num_particles: int, num_points: int) -> Array:
+    """Return how far the covariance of S normal particles overstates a KL at n values, in nats.
+
+    Minus half the bias of its log determinant, of a Wishart matrix with S - 1 degrees of freedom.
+    """
+    freedom = num_particles - 1
+    terms = digamma((freedom - jnp.arange(num_points)) / 2) - jnp.log(freedom / 2)
+    return -0.5 * jnp.sum(terms)
 
 
 def growth(

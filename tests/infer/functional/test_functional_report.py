@@ -12,9 +12,12 @@ from implicitppl.infer import (
     DataNoise,
     FunctionalELBO,
     FunctionSamples,
+    RegularizedKL,
     function_posterior,
     predict,
 )
+from implicitppl.infer.functional._gaussian import Moments, gaussian_kl, sample_moments
+from implicitppl.infer.functional._report import overstatement
 from implicitppl.kernels import RBF, Matern12
 from implicitppl.processes import BayesianNetwork, GaussianProcess
 
@@ -67,6 +70,40 @@ def test_a_report_warns_of_too_few_particles_and_of_too_much_noise():
     assert "20 particles at 30 values; their covariance has rank 19" in few
     assert "noise of the divergence" in noise
     assert report.objective.startswith("negative functional ELBO (estimate")
+
+
+def test_few_particles_overstate_a_divergence_by_what_the_report_says():
+    size, num = 8, 12
+    root = jnp.eye(size) + 0.3 * jnp.tril(jnp.ones((size, size)))
+    prior = Moments(jnp.zeros(size), 2 * jnp.eye(size))
+    exact = gaussian_kl(Moments(jnp.ones(size), root @ root.T), prior, 0.0)
+
+    @jax.jit
+    def estimate(key):
+        values = 1 + jax.random.normal(key, (num, size)) @ root.T
+        return gaussian_kl(sample_moments(values), prior, 0.0)
+
+    found = jnp.array([estimate(k) for k in jax.random.split(jax.random.key(0), 1000)])
+    # The mean of the draws adds its own variance to the square of the means' distance.
+    found = found - 0.25 * jnp.trace(root @ root.T) / num - exact
+    expected = float(overstatement(num, size))
+    assert expected > 2
+    assert float(found.mean()) == pytest.approx(expected, abs=4 * float(found.std()) / 1000**0.5)
+
+
+def test_a_report_says_so_between_n_and_twice_n_particles_and_may_leave_the_growth_out():
+    loss = FunctionalELBO(DataNoise(20), RegularizedKL(1e-3), num_particles=45)
+    at = (jax.random.key(0), params(), model, guide, X, Y)
+    report = loss.report(*at, with_growth=False)
+    assert report.growth == () and "more points" not in str(report)
+    said = (
+        f"45 particles at 30 values overstate the divergence by up to {overstatement(45, 30):.3g}"
+    )
+    assert any(said in warning for warning in report.warnings)
+    shown = loss.report(*at).growth[0].regularized
+    given = loss.report(*at, strength=1e-3).growth[0].regularized
+    other = loss.report(*at, strength=1e-2).growth[0].regularized
+    assert shown == given != other
 
 
 def test_a_minibatch_is_never_called_a_bound():
