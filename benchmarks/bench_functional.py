@@ -25,6 +25,7 @@ import jax
 
 from benchmarks.accuracy import RESULTS, append, provenance, read
 from benchmarks.functional_gp import scores
+from benchmarks.functional_laplace import Laplace
 from benchmarks.functional_methods import METHODS
 from benchmarks.functional_ours import Functional
 from benchmarks.gp_data import BUNDLED, Split, split
@@ -48,6 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "fBNN": BATCHES._replace(weight=3.0, process=Settings(1000, 0.05)),
         "MFVI": Settings(20_000, 0.01),
         "ensemble": Settings(20_000, 0.01),
+        "FSP-Laplace": Laplace(6000, 0.01, 1e-4, process=Settings(1000, 0.05)),
         "NUTS": Settings(300, 0.0),
     },
     "energy": {
@@ -55,18 +57,21 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "fBNN": BATCHES._replace(process=Settings(300, 0.1)),
         "MFVI": Settings(20_000, 0.01),
         "ensemble": Settings(20_000, 0.01),
+        "FSP-Laplace": Laplace(3000, 0.01, 1e-3, process=Settings(300, 0.1)),
     },
     "concrete": {
         "GP": Settings(200, 0.1),
         "fBNN": BATCHES._replace(noise=0.01, weight=3.0),
         "MFVI": Settings(10_000, 0.01),
         "ensemble": Settings(5000, 0.01),
+        "FSP-Laplace": Laplace(3000, 0.01, 1e-4),
     },
     "kin8nm": {
         "GP": Settings(200, 0.1),
         "fBNN": BATCHES._replace(noise=0.01, weight=3.0),
         "MFVI": Settings(10_000, 0.01),
         "ensemble": Settings(5000, 0.01),
+        "FSP-Laplace": Laplace(3000, 0.01, 1e-4),
     },
     "protein": {
         "GP": Settings(200, 0.1),
@@ -80,6 +85,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         ),
         "MFVI": Settings(3000, 0.01),
         "ensemble": Settings(500, 0.01),
+        "FSP-Laplace": Laplace(500, 0.01, 1e-4, process=Settings(60, 0.1)),
     },
 }
 """A method runs on the data sets that have settings for it; rates of NUTS are its own."""
@@ -129,7 +135,7 @@ def rows_of(
 
 def summary(row: dict[str, Any]) -> str:
     """Return one line for the terminal."""
-    head = f"{row['data']:9s} {row['split']:2d} {row['method']:9s} floor {row['floor']:<4g}"
+    head = f"{row['data']:9s} {row['split']:2d} {row['method']:11s} floor {row['floor']:<4g}"
     if "error" in row:
         return f"{head} {row['error']}"
     return f"{head} RMSE {row['rmse']:8.4f}  LL {row['ll']:8.4f}  {row['cpu_seconds']:.1f} s"

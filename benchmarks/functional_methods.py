@@ -37,6 +37,7 @@ from benchmarks.functional_gp import (
     exact_gp,
     scores,
 )
+from benchmarks.functional_laplace import laplace
 from benchmarks.functional_ours import ours
 from benchmarks.gp_data import Split
 from benchmarks.gp_methods import Settings
@@ -203,5 +204,6 @@ METHODS: dict[str, Method] = {
     "fBNN": ours,
     "MFVI": weight_space(train_mean_field, "elbo"),
     "ensemble": weight_space(train_ensemble, "log_joint"),
+    "FSP-Laplace": laplace,
     "NUTS": nuts,
 }
