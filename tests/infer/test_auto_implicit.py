@@ -84,7 +84,7 @@ def test_the_gaussian_start_is_the_posterior_where_that_is_gaussian(gaussian_fit
     assert abs(float(result.gaussian.loss)) < 0.02 and result.gaussian.losses.shape == (4,)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_density_bounds_bracket_the_true_density(gaussian_fit):
     guide, result = gaussian_fit
     assert guide.has_density_bounds
@@ -127,7 +127,7 @@ def test_predictive_runs_the_guide(mixed_fit):
     assert out["y"].shape == (6,) and out["twice"].shape == (6, 4)
 
 
-@pytest.mark.parametrize("num_starts", [0, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_starts", [0, pytest.param(4, marks=pytest.mark.exhaustive)])
 def test_guide_list_with_an_ordinary_guide(num_starts):
     guide = AutoGuideList(mixed_supports)
     block = numpyro.handlers.block

@@ -145,7 +145,7 @@ def test_select_sees_the_covariates(chosen):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dimension", [1, 2])
+@pytest.mark.parametrize("dimension", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
 def test_select_judges_the_score_in_x_alone(dimension):
     # Held-out gains of the grid, for every metric, and of a candidate from outside are those of
     # separate conditional fits.
