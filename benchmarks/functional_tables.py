@@ -23,7 +23,7 @@ from benchmarks.gp_tables import insert, mean_se, measured, names, with_se
 PAGE = Path(__file__).parents[1] / "docs" / "functional-benchmarks.md"
 BEGIN, END = "<!-- functional:begin -->", "<!-- functional:end -->"
 OBJECTIVES = ("elbo", "objective_all_rows", "log_joint", "log_evidence")
-OURS = "fBNN"
+OURS, OUR_AGENT = "fBNN", "functional"
 Rows = list[dict[str, Any]]
 
 
@@ -177,6 +177,24 @@ def bandits(rows: Rows) -> str:
     return table(head, lines)
 
 
+def bandits_against(rows: Rows) -> str:
+    """Return how much more regret ours has than each other agent on the seeds that both have."""
+    others = [a for a in AGENTS if a != OUR_AGENT and select(rows, agent=a)]
+    lines = []
+    for name in dict.fromkeys(r["bandit"] for r in select(rows, agent=OUR_AGENT)):
+        mine = {r["seed"]: r for r in select(rows, bandit=name, agent=OUR_AGENT)}
+        cells = []
+        for other in others:
+            above = [
+                mine[r["seed"]]["relative"] - r["relative"]
+                for r in select(rows, bandit=name, agent=other)
+                if r["seed"] in mine
+            ]
+            cells.append(with_se(mean_se(above), 1) if above else "-")
+        lines.append([name, *cells])
+    return table(["bandit", *(f"against {other}" for other in others)], lines)
+
+
 def tables(rows: Rows, longer: Rows, bandit_rows: Rows, speed_rows: Rows | None = None) -> str:
     """Return all tables with their captions."""
     parts = []
@@ -197,6 +215,9 @@ def tables(rows: Rows, longer: Rows, bandit_rows: Rows, speed_rows: Rows | None 
         parts += ["### Cost of a step", measured(speed_rows), speed(speed_rows)]
     if bandit_rows:
         parts += ["### Bandits (s.e.)", measured(bandit_rows), bandits(bandit_rows)]
+    if select(bandit_rows, agent=OUR_AGENT):
+        head = f"### The {OUR_AGENT} agent on the same seeds: regret above, in % of uniform (s.e.)"
+        parts += [head, bandits_against(bandit_rows)]
     failed = [
         f"{r['data']} {r['split']}, {r['method']}: {r['error']}" for r in rows if "error" in r
     ]
