@@ -11,8 +11,8 @@ the prior, and in nothing else:
 Each train call is `NUM_STEPS` of Adam in one compiled loop. The history is padded to the horizon
 and a step sees rows drawn from those seen, whose number is traced: it compiles once.
 
-Sun et al. (2019), arXiv 1903.05779, section 5.3: functional variational Bayesian networks in
-contextual bandits.
+Sun et al. (2019), arXiv 1903.05779: functional variational Bayesian networks in contextual
+bandits.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ from numpyro.infer import ELBO, SVI, Trace_ELBO
 
 import implicitppl as ip
 from benchmarks.bandit_agents import EVERY, PULLS, Agent
-from benchmarks.bandit_gp import kernel_of
+from benchmarks.bandit_gp import LEAST_SCALE, NOISE_SD, kernel_of
 from implicitppl.infer import DataNoise, FunctionalELBO
 from implicitppl.kernels import RBF, Kernel
 
@@ -49,10 +49,11 @@ class Settings(NamedTuple):
         num_measured: M, contexts of the batch with noise of half their spread, at random arms.
         num_particles: S, more than batch and measured points together.
         width: hidden units, in one layer.
-        initial_scale: posterior standard deviation of every weight at the start.
-        noise: of the likelihood, in units of the spread of the rewards seen; None to learn it.
+        initial_scale: posterior standard deviation of every weight at the start, about e^-2.
+        noise: of the likelihood, in units of the spread of the rewards seen.
         ridge: noise of the divergence, in units of the prior's standard deviation.
         weight: of the divergence.
+        least_scale: rewards are divided by their standard deviation so far, or by this if more.
     """
 
     num_steps: int = 100
@@ -62,10 +63,10 @@ class Settings(NamedTuple):
     num_particles: int = 100
     width: int = 50
     initial_scale: float = 0.1353
-    noise: float | None = 0.3
+    noise: float = NOISE_SD
     ridge: float = 0.01
     weight: float = 1.0
-    least_scale: float = 1e-6
+    least_scale: float = LEAST_SCALE
 
 
 DEFAULTS = Settings()
@@ -99,12 +100,8 @@ def prior_of(kernel: Kernel, num_inputs: int) -> ip.processes.GaussianProcess:
 
 def likelihood(f: jax.Array, y: jax.Array, ratio: jax.Array, settings: Settings) -> None:
     """Score the outputs of a batch, `ratio` times: the rows seen over those of the batch."""
-    if settings.noise is None:
-        sd = numpyro.param("noise", 0.5, constraint=dist.constraints.positive)
-    else:
-        sd = settings.noise
     with numpyro.handlers.scale(scale=ratio):
-        numpyro.sample("y", dist.Normal(f, sd).to_event(1), obs=y)
+        numpyro.sample("y", dist.Normal(f, settings.noise).to_event(1), obs=y)
 
 
 def function_space(start: ArmNetwork, settings: Settings) -> tuple[Any, Any, ELBO]:
@@ -158,6 +155,7 @@ def weight_space(start: ArmNetwork, settings: Settings) -> tuple[Any, Any, ELBO]
 
 
 def normal(name: str, loc: jax.Array, log_scale: jax.Array) -> jax.Array:
+    """Draw independent normal weights at one site."""
     return numpyro.sample(name, dist.Normal(loc, jnp.exp(log_scale)).to_event(loc.ndim))
 
 
@@ -166,6 +164,7 @@ History = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def inference(space: str, start: ArmNetwork, settings: Settings) -> SVI:
+    """Return the inference in "function" or "weight" space."""
     model, guide, loss = SPACES[space](start, settings)
     return SVI(model, guide, optax.adam(settings.learning_rate), loss)
 
@@ -216,8 +215,8 @@ def train(
     count: jax.Array,
     space: str,
     settings: Settings,
-) -> tuple[Any, ArmNetwork, jax.Array]:
-    """Return the state after `num_steps`, the network, and the losses."""
+) -> tuple[Any, ArmNetwork]:
+    """Return the state after `num_steps` and the network. O(S W + n^3) a step, for W weights."""
     svi, prior = inference(space, start, settings), prior_of(kernel, history[0].shape[1])
     # Of this state nothing is used, but making it tells `svi` how parameters are constrained.
     svi.init(key, *batch(key, history, count, settings), prior)
@@ -225,8 +224,8 @@ def train(
     def step(state: Any, key: jax.Array) -> tuple[Any, jax.Array]:
         return svi.update(state, *batch(key, history, count, settings), prior)
 
-    state, losses = jax.lax.scan(step, state, jax.random.split(key, settings.num_steps))
-    return state, eqx.combine(svi.get_params(state)["q$params"], start), losses
+    state, _ = jax.lax.scan(step, state, jax.random.split(key, settings.num_steps))
+    return state, eqx.combine(svi.get_params(state)["q$params"], start)
 
 
 @eqx.filter_jit
@@ -292,5 +291,5 @@ def trained(state: Learner, space: str, settings: Settings) -> Learner:
     data = state.start, kernel, history, count, space, settings
     if state.kernel is None:
         state.kernel, state.training = kernel, begin(keys[0], *data)
-    state.training, state.network, _ = train(state.training, keys[1], *data)
+    state.training, state.network = train(state.training, keys[1], *data)
     return state

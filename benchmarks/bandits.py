@@ -71,7 +71,9 @@ AGENTS: dict[str, Callable[[], Agent]] = {
     "neural-linear": neural_linear,
     "GP": gaussian_process,
     "GP, refitted": lambda: gaussian_process(REFITS),
+    "GP, wide": lambda: gaussian_process(least_scale=1.0),
     "functional": lambda: network_agent("function"),
+    "functional, wide": lambda: network_agent("function", DEFAULTS._replace(least_scale=1.0)),
     "MFVI": lambda: network_agent("weight", DEFAULTS._replace(num_particles=10)),
 }
 BANDITS: dict[str, Callable[..., Bandit]] = {"wheel": wheel, "linear": linear}
