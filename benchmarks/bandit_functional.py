@@ -122,8 +122,8 @@ def function_space(start: ArmNetwork, settings: Settings) -> tuple[Any, Any, ELB
         arms = jax.random.randint(arm_key, (settings.num_measured, 1), 0, num_arms)
         return jnp.concatenate([contexts, arms.astype(contexts.dtype)], axis=1)
 
-    options = {"weight": settings.weight, "num_particles": settings.num_particles}
-    return model, guide, FunctionalELBO(measured, "gaussian", noise=settings.ridge, **options)
+    count, ridge = settings.num_particles, settings.ridge
+    return model, guide, FunctionalELBO(measured, "gaussian", settings.weight, count, noise=ridge)
 
 
 def weight_space(start: ArmNetwork, settings: Settings) -> tuple[Any, Any, ELBO]:
@@ -284,7 +284,8 @@ def network_agent(space: str, settings: Settings = DEFAULTS) -> Agent:
 
 def trained(state: Learner, space: str, settings: Settings) -> Learner:
     """Return the state after one train call; the first one fixes the kernel of the prior."""
-    history = tuple(map(jnp.asarray, (state.contexts, state.choices, state.rewards)))
+    contexts, choices = jnp.asarray(state.contexts), jnp.asarray(state.choices)
+    history = contexts, choices, jnp.asarray(state.rewards)
     count = jnp.asarray(state.count)
     keys = jax.random.split(jax.random.fold_in(state.key, TRAINING + state.count))
     kernel = kernel_of(state.contexts[: state.count]) if state.kernel is None else state.kernel

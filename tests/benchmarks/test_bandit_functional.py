@@ -62,7 +62,7 @@ def test_the_likelihood_counts_every_row_that_was_seen(space: str) -> None:
     points = jnp.column_stack([rng.standard_normal((16, 2)), rng.integers(0, 3, 16)])
     f = start.function(jax.random.key(5))(points)  # hardly varies
     y = f + 0.3 * jnp.asarray(rng.standard_normal(16))
-    prior = networks.prior_of(kernel_of(points[:, :2]), 2)
+    prior = networks.prior_of(kernel_of(np.asarray(points[:, :2])), 2)
     svi = networks.inference(space, start, settings)
     losses = []
     for ratio in (1.0, 2.0):
@@ -133,5 +133,5 @@ def test_the_table_of_differences_pairs_seeds() -> None:
     ours = [row(1, "functional", 30.0), row(2, "functional", 50.0)]
     others = [row(1, "uniform", 100.0), row(2, "uniform", 100.0), row(2, "GP", 45.0)]
     found = functional_tables.bandits_against([*ours, *others, row(3, "GP", 0.0)])
-    assert "| bandit | against uniform | against GP |" in found
-    assert found.endswith("| wheel | -60.0 (10.0) | 5.0 |")
+    assert "| bandit | agent | against uniform | against GP |" in found
+    assert found.endswith("| wheel | functional | -60.0 (10.0) | 5.0 |")
