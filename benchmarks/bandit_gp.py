@@ -21,7 +21,7 @@ from benchmarks.bandit_agents import PULLS, Agent
 from implicitppl.kernels import RBF, Kernel, Linear, Matern32
 
 REFITS, MOST_ROWS, NUM_STEPS, RATE = (100, 400, 1000), 400, 100, 0.1
-NOISE_SD, LEAST_NOISE = 0.3, 1e-2
+NOISE_SD, LEAST_NOISE, LEAST_SCALE = 0.3, 1e-2, 1e-6
 
 
 @dataclass
@@ -93,11 +93,12 @@ class Processes:
     kernel: Kernel
     noise: float
     rng: np.random.Generator
+    least_scale: float
 
     def scaling(self) -> tuple[float, float]:
         """Return centre and scale of the rewards seen."""
         seen = self.rewards[: self.count]
-        return float(seen.mean()), max(float(seen.std()), 1e-6)
+        return float(seen.mean()), max(float(seen.std()), self.least_scale)
 
 
 def kernel_of(contexts: np.ndarray) -> Kernel:
@@ -117,15 +118,18 @@ def gram(kernel: Kernel, history: jax.Array) -> jax.Array:
     return kernel.gram(history)
 
 
-def gaussian_process(refits: tuple[int, ...] = ()) -> Agent:
-    """Return Thompson sampling from one draw of every arm's function at the context."""
+def gaussian_process(refits: tuple[int, ...] = (), least_scale: float = LEAST_SCALE) -> Agent:
+    """Return Thompson sampling from one draw of every arm's function at the context.
+
+    Rewards are divided by their standard deviation so far, or by `least_scale` if that is more.
+    """
 
     def init(num_arms: int, num_inputs: int, horizon: int, seed: int) -> Processes:
         history = np.zeros((horizon, num_inputs)), np.zeros(horizon, int), np.zeros(horizon)
         arms = [empty() for _ in range(num_arms)]
         rng = np.random.default_rng(seed)
         kernel = kernel_of(rng.standard_normal((100, num_inputs)))  # until contexts are known
-        return Processes(*history, 0, arms, kernel, NOISE_SD, rng)
+        return Processes(*history, 0, arms, kernel, NOISE_SD, rng, least_scale)
 
     def act(state: Processes, context: np.ndarray) -> int:
         cross, prior = (np.asarray(a) for a in covariances(state.kernel, state.contexts, context))

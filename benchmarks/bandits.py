@@ -27,6 +27,7 @@ import numpy as np
 from benchmarks.accuracy import RESULTS, append, provenance, read
 from benchmarks.bandit_agents import PULLS, Agent, neural_linear, uniform
 from benchmarks.bandit_agents import linear as linear_agent
+from benchmarks.bandit_functional import DEFAULTS, network_agent
 from benchmarks.bandit_gp import REFITS, gaussian_process
 
 KEY = ("bandit", "seed", "agent")
@@ -70,6 +71,10 @@ AGENTS: dict[str, Callable[[], Agent]] = {
     "neural-linear": neural_linear,
     "GP": gaussian_process,
     "GP, refitted": lambda: gaussian_process(REFITS),
+    "GP, wide": lambda: gaussian_process(least_scale=1.0),
+    "functional": lambda: network_agent("function"),
+    "functional, wide": lambda: network_agent("function", DEFAULTS._replace(least_scale=1.0)),
+    "MFVI": lambda: network_agent("weight", DEFAULTS._replace(num_particles=10)),
 }
 BANDITS: dict[str, Callable[..., Bandit]] = {"wheel": wheel, "linear": linear}
 

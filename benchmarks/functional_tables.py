@@ -23,7 +23,7 @@ from benchmarks.gp_tables import insert, mean_se, measured, names, with_se
 PAGE = Path(__file__).parents[1] / "docs" / "functional-benchmarks.md"
 BEGIN, END = "<!-- functional:begin -->", "<!-- functional:end -->"
 OBJECTIVES = ("elbo", "objective_all_rows", "log_joint", "log_evidence")
-OURS = "fBNN"
+OURS, OUR_AGENTS = "fBNN", ("functional", "functional, wide")
 Rows = list[dict[str, Any]]
 
 
@@ -177,6 +177,22 @@ def bandits(rows: Rows) -> str:
     return table(head, lines)
 
 
+def bandits_against(rows: Rows) -> str:
+    """Return how much more regret ours have than each other agent on the seeds that both have."""
+    others = [a for a in AGENTS if a not in OUR_AGENTS and select(rows, agent=a)]
+    lines = []
+    for name in dict.fromkeys(r["bandit"] for r in rows):
+        for agent in OUR_AGENTS:
+            mine = {r["seed"]: r["relative"] for r in select(rows, bandit=name, agent=agent)}
+            cells = []
+            for other in others:
+                group = select(rows, bandit=name, agent=other)
+                above = [mine[r["seed"]] - r["relative"] for r in group if r["seed"] in mine]
+                cells.append(with_se(mean_se(above), 1) if above else "-")
+            lines += [[name, agent, *cells]] if mine else []
+    return table(["bandit", "agent", *(f"against {other}" for other in others)], lines)
+
+
 def tables(rows: Rows, longer: Rows, bandit_rows: Rows, speed_rows: Rows | None = None) -> str:
     """Return all tables with their captions."""
     parts = []
@@ -197,6 +213,9 @@ def tables(rows: Rows, longer: Rows, bandit_rows: Rows, speed_rows: Rows | None 
         parts += ["### Cost of a step", measured(speed_rows), speed(speed_rows)]
     if bandit_rows:
         parts += ["### Bandits (s.e.)", measured(bandit_rows), bandits(bandit_rows)]
+    if any(r["agent"] in OUR_AGENTS for r in bandit_rows):
+        head = "### Functional agents on the same seeds: regret above, in % of uniform (s.e.)"
+        parts += [head, bandits_against(bandit_rows)]
     failed = [
         f"{r['data']} {r['split']}, {r['method']}: {r['error']}" for r in rows if "error" in r
     ]
