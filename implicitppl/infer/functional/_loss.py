@@ -158,11 +158,12 @@ class FunctionalELBO(ELBO):
         The report shows how the divergence grows with 2 and 4 times the measurement points.
         """
         step = self._step(rng_key, params, model, guide, args, kwargs)
-        values, growths, warnings = [], [], []
+        values, growths, warnings, exact = [], [], [], []
         for index, (name, found) in enumerate(step.compared.items()):
             key = jax.random.fold_in(rng_key, index)
             pair = found.pair(key)
             values.append(float(self.divergence(pair, key)))
+            exact.append(pair.is_exact)
             warnings += caveats(name, pair, self.divergence.added_variance(pair))
             x = found.x[: found.num_inputs]
             noise = getattr(self.divergence, "noise", NOISE)
@@ -175,6 +176,7 @@ class FunctionalELBO(ELBO):
             divergence=self.divergence.describe(),
             weight=weight,
             num_particles=self.num_particles,
+            is_exact=all(exact),
             expected_log_density=-float(step.loss),
             divergence_value=sum(values),
             growth=tuple(growths),

@@ -12,11 +12,13 @@ from implicitppl.infer import (
     DataNoise,
     FunctionalELBO,
     FunctionSamples,
+    HeldInputs,
+    RegularizedKL,
     function_posterior,
     predict,
 )
 from implicitppl.kernels import RBF, Matern12
-from implicitppl.processes import BayesianNetwork, GaussianProcess
+from implicitppl.processes import BayesianNetwork, GaussianProcess, LinearizedNetwork
 
 X = jnp.linspace(-1, 1, 10)[:, None]
 Y = jnp.sin(3 * X[:, 0])
@@ -67,6 +69,25 @@ def test_a_report_warns_of_too_few_particles_and_of_too_much_noise():
     assert "20 particles at 30 values; their covariance has rank 19" in few
     assert "noise of the divergence" in noise
     assert report.objective.startswith("negative functional ELBO (estimate")
+
+
+def test_moments_of_a_linearised_network_are_exact_from_any_number_of_particles():
+    def linearised(x, y=None):
+        numpyro.sample("f", eqx_module("q", LinearizedNetwork(NETWORK))(x))
+
+    few = FunctionalELBO(DataNoise(20), RegularizedKL(1e-4), num_particles=2)
+    key = jax.random.key(0)
+    found, drawn = (few.report(key, params(), model, g, X, Y) for g in (linearised, guide))
+    assert found.is_exact and "2 particles, the guide's moments are exact" in str(found)
+    assert not drawn.is_exact and "2 particles, the guide's moments are theirs" in str(drawn)
+    assert not any("more particles" in text for text in found.warnings)
+    assert any("more particles" in text for text in drawn.warnings)
+    # Exact: other particles at the same points leave the divergence as it is.
+    held = FunctionalELBO(HeldInputs(X[:3] + 0.05), RegularizedKL(1e-4), num_particles=2)
+    for g, same in ((linearised, True), (guide, False)):
+        reports = (held.report(jax.random.key(i), params(), model, g, X, Y) for i in (1, 2))
+        one, two = (report.divergence_value for report in reports)
+        assert (abs(one / two - 1) < 1e-9) == same
 
 
 def test_a_minibatch_is_never_called_a_bound():
