@@ -76,16 +76,16 @@ def test_moments_of_a_linearised_network_are_exact_from_any_number_of_particles(
         numpyro.sample("f", eqx_module("q", LinearizedNetwork(NETWORK))(x))
 
     few = FunctionalELBO(DataNoise(20), RegularizedKL(1e-4), num_particles=2)
-    key = jax.random.key(0)
-    found, drawn = (few.report(key, params(), model, g, X, Y) for g in (linearised, guide))
+    both = ((linearised, {"q$params": LinearizedNetwork(params()["q$params"])}), (guide, params()))
+    found, drawn = (few.report(jax.random.key(0), known, model, g, X, Y) for g, known in both)
     assert found.is_exact and "2 particles, the guide's moments are exact" in str(found)
     assert not drawn.is_exact and "2 particles, the guide's moments are theirs" in str(drawn)
     assert not any("more particles" in text for text in found.warnings)
     assert any("more particles" in text for text in drawn.warnings)
     # Exact: other particles at the same points leave the divergence as it is.
     held = FunctionalELBO(HeldInputs(X[:3] + 0.05), RegularizedKL(1e-4), num_particles=2)
-    for g, same in ((linearised, True), (guide, False)):
-        reports = (held.report(jax.random.key(i), params(), model, g, X, Y) for i in (1, 2))
+    for (g, known), same in zip(both, (True, False), strict=True):
+        reports = (held.report(jax.random.key(i), known, model, g, X, Y) for i in (1, 2))
         one, two = (report.divergence_value for report in reports)
         assert (abs(one / two - 1) < 1e-9) == same
 
