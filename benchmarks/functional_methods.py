@@ -202,6 +202,7 @@ __all__ = ["METHODS", "Prediction", "exact_gp", "scores"]
 METHODS: dict[str, Method] = {
     "GP": exact_gp,
     "fBNN": ours,
+    "GFSVI": ours,
     "MFVI": weight_space(train_mean_field, "elbo"),
     "ensemble": weight_space(train_ensemble, "log_joint"),
     "FSP-Laplace": laplace,

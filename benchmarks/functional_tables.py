@@ -24,6 +24,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "functional-benchmarks.md"
 BEGIN, END = "<!-- functional:begin -->", "<!-- functional:end -->"
 OBJECTIVES = ("elbo", "objective_all_rows", "log_joint", "log_evidence")
 OURS, OUR_AGENTS = "fBNN", ("functional", "functional, wide")
+COMPARED = (OURS, "GFSVI", "FSP-Laplace")
 Rows = list[dict[str, Any]]
 
 
@@ -80,13 +81,13 @@ def median_cell(group: Rows) -> str:
     return " / ".join(f"{np.median([r[k] for r in group]):.3f}" for k in ("rmse", "ll"))
 
 
-def against(rows: Rows) -> str:
-    """Return how far ours is from each other method on the splits that both have."""
-    others = [m for m in methods(rows) if m != OURS]
+def against(rows: Rows, ours: str = OURS) -> str:
+    """Return how far a method is from each other one on the splits that both have."""
+    others = [m for m in methods(rows) if m != ours]
     lines = []
     for name in names(rows):
-        for floor in sorted({r["floor"] for r in select(rows, data=name, method=OURS)}):
-            mine = {r["split"]: r for r in select(rows, data=name, floor=floor, method=OURS)}
+        for floor in sorted({r["floor"] for r in select(rows, data=name, method=ours)}):
+            mine = {r["split"]: r for r in select(rows, data=name, floor=floor, method=ours)}
             cells = []
             for other in others:
                 group = select(rows, data=name, floor=floor, method=other)
@@ -204,9 +205,9 @@ def tables(rows: Rows, longer: Rows, bandit_rows: Rows, speed_rows: Rows | None 
             *("### Medians over splits, RMSE / log density", medians(rows)),
             *("### Cost of training, and the noise found", cost(rows)),
         ]
-    if select(rows, method=OURS):
-        head = f"### {OURS} on the same splits: RMSE in percent above / log density above (s.e.)"
-        parts += [head, against(rows)]
+    for ours in (method for method in COMPARED if select(rows, method=method)):
+        head = f"### {ours} on the same splits: RMSE in percent above / log density above (s.e.)"
+        parts += [head, against(rows, ours)]
     if longer:
         parts += ["### Twice the steps, on one split", convergence(rows, longer)]
     if speed_rows:

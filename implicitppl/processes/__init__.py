@@ -16,6 +16,7 @@ from implicitppl.processes._function_values import FunctionValues
 from implicitppl.processes._gaussian_draws import GaussianDraws
 from implicitppl.processes._gaussian_process import GaussianProcess
 from implicitppl.processes._implicit import ImplicitProcess, check_coherent
+from implicitppl.processes._linearized import LinearizedNetwork
 from implicitppl.processes._mean import Mean, as_mean
 from implicitppl.processes._multi_output import MultiOutput, StackedValues, stack
 from implicitppl.processes._network import BayesianNetwork, NetworkEnsemble, NoiseNetwork
@@ -48,6 +49,7 @@ __all__ = [
     "GaussianProcessValues",
     "GaussianSum",
     "ImplicitProcess",
+    "LinearizedNetwork",
     "Mean",
     "ModelProcess",
     "MultiOutput",

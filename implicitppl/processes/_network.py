@@ -19,6 +19,7 @@ from implicitppl.processes._parametric import Function, ParametricProcess
 from implicitppl.processes._points import check_count, check_width
 
 Activation = Callable[[Array], Array]
+Weights = list[tuple[Array, Array]]
 
 
 class GaussianLayer(eqx.Module):
@@ -29,13 +30,10 @@ class GaussianLayer(eqx.Module):
     bias: Float[Array, " out"]
     bias_log_scale: Float[Array, " out"]
 
-    def draw(self, key: PRNGKeyArray) -> tuple[Array, Array]:
-        """Return one draw of weights and biases."""
+    def deviate(self, key: PRNGKeyArray) -> tuple[Array, Array]:
+        """Return one draw of weights and biases, less their means."""
         weight_key, bias_key = jax.random.split(key)
-        return (
-            _normal(weight_key, self.weight, self.weight_log_scale),
-            _normal(bias_key, self.bias, self.bias_log_scale),
-        )
+        return _normal(weight_key, self.weight_log_scale), _normal(bias_key, self.bias_log_scale)
 
 
 class BayesianNetwork(ParametricProcess):
@@ -137,16 +135,26 @@ class BayesianNetwork(ParametricProcess):
         )
         return eqx.tree_at(lambda network: network.layers, self, layers)
 
+    @property
+    def means(self) -> Weights:
+        """Means of the weights and biases of every layer."""
+        return [(layer.weight, layer.bias) for layer in self.layers]
+
+    def deviate(self, key: PRNGKeyArray) -> Weights:
+        """Return one draw of all weights and biases, less their means."""
+        keys = jax.random.split(key, len(self.layers))
+        return [layer.deviate(k) for layer, k in zip(self.layers, keys, strict=True)]
+
     def function(self, key: PRNGKeyArray) -> Function:
         """Return the network of one draw of all weights."""
-        keys = jax.random.split(key, len(self.layers))
-        drawn = [layer.draw(k) for layer, k in zip(self.layers, keys, strict=True)]
-        return lambda x: self._forward(drawn, x)
+        drawn = jax.tree.map(jnp.add, self.means, self.deviate(key))
+        return lambda x: self.evaluate(drawn, x)
 
-    def _forward(self, drawn: list[tuple[Array, Array]], x: Float[Array, "N D"]) -> Array:
+    def evaluate(self, weights: Weights, x: Float[Array, "N D"]) -> Array:
+        """Return the values, (N,) or (N, P), at given weights and biases of every layer."""
         check_width(x, self.layers[0].weight.shape[1])
         hidden = x
-        for index, (weight, bias) in enumerate(drawn):
+        for index, (weight, bias) in enumerate(weights):
             hidden = (self.activation(hidden) if index else hidden) @ weight.T + bias
         return one_output(hidden)
 
@@ -295,5 +303,5 @@ def _layer(mean: Array, weight_scale: float, bias_scale: float) -> GaussianLayer
     )
 
 
-def _normal(key: PRNGKeyArray, mean: Array, log_scale: Array) -> Array:
-    return mean + jnp.exp(log_scale) * jax.random.normal(key, mean.shape, mean.dtype)
+def _normal(key: PRNGKeyArray, log_scale: Array) -> Array:
+    return jnp.exp(log_scale) * jax.random.normal(key, log_scale.shape, log_scale.dtype)

@@ -97,14 +97,17 @@ def test_the_process_is_conditioned_with_the_floor_where_its_noise_is_below() ->
 
 
 @pytest.mark.slow
-def test_functional_inference_nears_the_process_that_is_its_prior() -> None:
+@pytest.mark.parametrize(
+    "own", [{}, {"guide": "linearised", "num_particles": 8, "divergence": "regularized"}]
+)
+def test_functional_inference_nears_the_process_that_is_its_prior(own: dict[str, Any]) -> None:
     rng = np.random.default_rng(4)
     x = np.linspace(-2, 2, 24)[:, None]
     y = np.sin(2 * x[:, 0]) + 0.1 * rng.standard_normal(24)
     x_test = np.linspace(-1.9, 1.9, 9)[:, None]
     data = split("diabetes", 1)._replace(x=x, y=y, x_test=x_test, y_test=np.zeros(9))
     fit = Settings(60, 0.1)
-    long = Functional(1000, 0.02, 16, 8, 80, 0.01, 0.01, process=fit)
+    long = Functional(1000, 0.02, 16, 8, 80, 0.01, 0.01, process=fit)._replace(strength=4e-6, **own)
     with jax.enable_x64(True):
         process = methods.exact_gp(data, fit, (0.0,))[0.0]
         found = {n: methods.ours(data, long._replace(num_steps=n), (0.0,))[0.0] for n in (2, 1000)}
@@ -121,6 +124,9 @@ def test_ours_is_compared_on_the_splits_that_both_have() -> None:
     rows = [row("GP", s) for s in (1, 2, 6)]
     rows += [row("fBNN", s, rmse=1.1 * s, ll=0.5 - s) for s in (1, 2)]
     assert "| yacht | 0 | 2 | 10.0 (0.0) / 0.500 (0.000) |" in functional_tables.against(rows)
+    assert "| yacht | 0 | 3 | -9.1 (0.0) / -0.500 (0.000) |" in functional_tables.against(
+        rows, "GP"
+    )
 
 
 @pytest.mark.exhaustive
@@ -131,7 +137,7 @@ def test_quick_tier_learns_and_resumes(tmp_path: Path) -> None:
     bench_functional.main(arguments)
     rows = read(out)
     keys = [tuple(r[k] for k in bench_functional.KEY) for r in rows]
-    assert len(set(keys)) == len(rows) == 4 * 2 * 2
+    assert len(set(keys)) == len(rows) == 5 * 2 * 2
     assert not any("error" in r for r in rows)
     # Learned: better than predicting the training mean, by as much as there is to learn.
     for row in rows:

@@ -162,11 +162,12 @@ class FunctionalELBO(ELBO):
         if strength is None:
             strength = getattr(self.divergence, "strength", STRENGTH)
         step = self._step(rng_key, params, model, guide, args, kwargs)
-        values, growths, warnings = [], [], []
+        values, growths, warnings, exact = [], [], [], []
         for index, (name, found) in enumerate(step.compared.items()):
             key = jax.random.fold_in(rng_key, index)
             pair = found.pair(key)
             values.append(float(self.divergence(pair, key)))
+            exact.append(pair.is_exact)
             warnings += caveats(name, pair, self.divergence.added_variance(pair))
             if not with_growth:
                 continue
@@ -181,6 +182,7 @@ class FunctionalELBO(ELBO):
             divergence=self.divergence.describe(),
             weight=weight,
             num_particles=self.num_particles,
+            is_exact=all(exact),
             expected_log_density=-float(step.loss),
             divergence_value=sum(values),
             growth=tuple(growths),

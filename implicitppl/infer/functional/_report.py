@@ -52,6 +52,7 @@ class FunctionalReport(NamedTuple):
         divergence: in words, with its settings.
         weight: of the divergence, as a number.
         num_particles: S.
+        is_exact: whether the guide's moments are exact, and not those of the particles.
         expected_log_density: of everything in the model and guide that is no function, in nats.
         divergence_value: of all functions together, in nats, before the weight.
         growth: for each function, how the divergence grows with the points.
@@ -62,6 +63,7 @@ class FunctionalReport(NamedTuple):
     divergence: str
     weight: float
     num_particles: int
+    is_exact: bool
     expected_log_density: float
     divergence_value: float
     growth: tuple[Growth, ...]
@@ -73,11 +75,12 @@ class FunctionalReport(NamedTuple):
         return self.weight * self.divergence_value - self.expected_log_density
 
     def __str__(self) -> str:
+        moments = "exact" if self.is_exact else "theirs"
         lines = [
             f"{self.objective}: {self.loss:.3f} nats",
             f"  expected log density {self.expected_log_density:.3f}",
             f"  divergence {self.divergence_value:.3f}, weight {self.weight:g}: {self.divergence}",
-            f"  {self.num_particles} particles",
+            f"  {self.num_particles} particles, the guide's moments are {moments}",
         ]
         for found in self.growth:
             lines.append(f"  divergence of '{found.name}' at more points (fixed noise | g n):")

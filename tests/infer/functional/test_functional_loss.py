@@ -24,12 +24,13 @@ from implicitppl.infer import (
     function_posterior,
 )
 from implicitppl.infer.functional._particles import Call, run_particles
-from implicitppl.kernels import RBF
+from implicitppl.kernels import RBF, Constant, Linear
 from implicitppl.processes import (
     BayesianNetwork,
     FeatureProcess,
     GaussianProcess,
     ImplicitProcess,
+    LinearizedNetwork,
     function,
     stack,
 )
@@ -120,6 +121,41 @@ def test_the_optimum_is_the_posterior(divergence, hidden, low, high):
     ratio = np.sqrt(np.asarray(variance)) / deviation
     assert np.max(error) < 0.05
     assert low < np.min(ratio) and np.max(ratio) < high
+
+
+@pytest.mark.statistical
+def test_a_linearised_line_under_a_linear_kernel_becomes_the_exact_regression():
+    # At orthogonal, centred inputs the weights of the exact posterior are independent, as the
+    # guide's are.
+    rng = np.random.default_rng(3)
+    x = np.linalg.qr(np.column_stack([np.ones(30), rng.normal(size=(30, 2))]))[0][:, 1:] * 30**0.5
+    y = 0.5 + x @ np.array([1.0, -0.7]) + NOISE * rng.normal(size=30)
+    line = GaussianProcess(Linear(2.0) + Constant(0.5))
+    exact_line = line.condition(x, y, NOISE)
+
+    def model(x, y):
+        f = numpyro.sample("f", line(x))
+        numpyro.sample("y", dist.Normal(f, NOISE).to_event(1), obs=y)
+
+    def guide(x, y):
+        network = BayesianNetwork(2, depth=0, key=jax.random.key(1))
+        numpyro.sample("f", eqx_module("q", LinearizedNetwork(network))(x))
+
+    def distances(num_steps):
+        optim = optax.adam(optax.cosine_decay_schedule(0.05, num_steps))
+        loss = FunctionalELBO(HeldInputs(3 * x[:5]), RegularizedKL(1e-9))
+        svi = SVI(model, guide, optim, loss)
+        result = svi.run(jax.random.key(0), num_steps, x, y, progress_bar=False)
+        found: Any = function_posterior(guide, result.params, x, y)["f"]
+        at = np.random.default_rng(4).normal(size=(40, 2))
+        mean, variance = exact_line.moments(at)
+        error = jnp.max(jnp.abs(found.mean_at(at) - mean) / jnp.sqrt(variance))
+        return float(error), np.abs(np.sqrt(np.asarray(found.moments(at)[1] / variance)) - 1).max()
+
+    error, off = distances(2500)
+    assert error < 0.05 and off < 0.05
+    error, off = distances(2)
+    assert error > 0.5 and off > 0.5
 
 
 @pytest.mark.statistical

@@ -12,6 +12,7 @@ from implicitppl.infer import (
     DataNoise,
     FunctionalELBO,
     FunctionSamples,
+    HeldInputs,
     RegularizedKL,
     function_posterior,
     predict,
@@ -19,7 +20,7 @@ from implicitppl.infer import (
 from implicitppl.infer.functional._gaussian import Moments, gaussian_kl, sample_moments
 from implicitppl.infer.functional._report import overstatement
 from implicitppl.kernels import RBF, Matern12
-from implicitppl.processes import BayesianNetwork, GaussianProcess
+from implicitppl.processes import BayesianNetwork, GaussianProcess, LinearizedNetwork
 
 X = jnp.linspace(-1, 1, 10)[:, None]
 Y = jnp.sin(3 * X[:, 0])
@@ -104,6 +105,26 @@ def test_a_report_says_so_between_n_and_twice_n_particles_and_may_leave_the_grow
     given = loss.report(*at, strength=1e-3).growth[0].regularized
     other = loss.report(*at, strength=1e-2).growth[0].regularized
     assert shown == given != other
+
+
+@pytest.mark.slow
+def test_moments_of_a_linearised_network_are_exact_from_any_number_of_particles():
+    def linearised(x, y=None):
+        numpyro.sample("f", eqx_module("q", LinearizedNetwork(NETWORK))(x))
+
+    loss = FunctionalELBO(HeldInputs(X[:3] + 0.05), RegularizedKL(1e-4), num_particles=2)
+    known = params()
+    wrapped = {"q$params": LinearizedNetwork(known["q$params"])}
+    keys = (jax.random.key(1), jax.random.key(2))
+    found, again = (loss.report(key, wrapped, model, linearised, X, Y) for key in keys)
+    drawn, other = (loss.report(key, known, model, guide, X, Y) for key in keys)
+    assert found.is_exact and "2 particles, the guide's moments are exact" in str(found)
+    assert not drawn.is_exact and "2 particles, the guide's moments are theirs" in str(drawn)
+    assert not any("more particles" in text for text in found.warnings)
+    assert any("more particles" in text for text in drawn.warnings)
+    # Other particles at the same points leave an exact divergence as it is.
+    assert again.divergence_value == pytest.approx(found.divergence_value, rel=1e-9)
+    assert other.divergence_value != pytest.approx(drawn.divergence_value, rel=1e-2)
 
 
 def test_a_minibatch_is_never_called_a_bound():
