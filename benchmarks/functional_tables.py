@@ -92,10 +92,13 @@ def against(rows: Rows, ours: str = OURS) -> str:
             for other in others:
                 group = select(rows, data=name, floor=floor, method=other)
                 both = [(mine[r["split"]], r) for r in group if r["split"] in mine]
+                if not both:
+                    cells.append("-")
+                    continue
                 ratios = [100 * (a["rmse"] / b["rmse"] - 1) for a, b in both]
                 gains = [a["ll"] - b["ll"] for a, b in both]
                 one, two = with_se(mean_se(ratios), 1), with_se(mean_se(gains), 3)
-                cells.append(f"{one} / {two}" if both else "-")
+                cells.append(f"{one} / {two}")
             lines.append([name, f"{floor:g}", str(len(mine)), *cells])
     return table(["data", "least noise", "splits", *(f"against {m}" for m in others)], lines)
 
