@@ -169,7 +169,8 @@ def cost(rows: Rows) -> str:
             warm = [r["train_seconds"] for r in group if not r["is_first"]]
             first = [r["train_seconds"] for r in group if r["is_first"]]
             training = float(np.median(warm or first))
-            compiling = f"{max(np.median(first) - training, 0):.1f}" if warm and first else "-"
+            extra = float(np.median(first)) - training if warm and first else 0.0
+            compiling = f"{extra:.1f}" if extra > 0 else "-"  # lost in what fits differ by
             row = group[-1]
             inducing = f", {row['num_inducing']} inducing" if "num_inducing" in row else ""
             lines.append(
