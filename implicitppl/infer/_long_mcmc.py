@@ -216,14 +216,17 @@ class LongMCMC(MCMC):
                 self._publish(run)
 
     def _advance(self, run: Run) -> None:
-        plan, done = run.plan, run.progress.iteration
+        plan, done, shown = run.plan, run.progress.iteration, ""
         with tqdm(total=plan.upper, initial=done, disable=not self.progress_bar) as bar:
             for first, stop in plan.blocks(done, self.block_size):
                 if run.would_exceed(self.max_evaluations, stop):
                     text = f"`max_evaluations` ({self.max_evaluations}) is reached."
                     warnings.warn(f"{text} {self._stopped(run)}", stacklevel=find_stack_level())
                     break
-                bar.set_description("warmup" if first < plan.lower else "sample", refresh=False)
+                phase = "warmup" if first < plan.lower else "sample"
+                # Drawn at once where it changes: the first block compiles, and may take minutes.
+                bar.set_description(phase, refresh=phase != shown)
+                shown = phase
                 run.advance(stop)
                 if self.progress_bar:
                     text = progress_text(run.blocks.kernel, run.progress.state)
