@@ -98,7 +98,8 @@ def against(rows: Rows, ours: str = OURS) -> str:
                 ratios = [100 * (a["rmse"] / b["rmse"] - 1) for a, b in both]
                 gains = [a["ll"] - b["ll"] for a, b in both]
                 one, two = with_se(mean_se(ratios), 1), with_se(mean_se(gains), 3)
-                cells.append(f"{one} / {two}")
+                few = "" if len(both) == len(mine) else f", {len(both)} splits"
+                cells.append(f"{one} / {two}{few}")
             lines.append([name, f"{floor:g}", str(len(mine)), *cells])
     return table(["data", "least noise", "splits", *(f"against {m}" for m in others)], lines)
 
