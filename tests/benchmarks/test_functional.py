@@ -124,7 +124,7 @@ def test_ours_is_compared_on_the_splits_that_both_have() -> None:
     rows = [row("GP", s) for s in (1, 2, 6)]
     rows += [row("fBNN", s, rmse=1.1 * s, ll=0.5 - s) for s in (1, 2)]
     assert "| yacht | 0 | 2 | 10.0 (0.0) / 0.500 (0.000) |" in functional_tables.against(rows)
-    assert "| yacht | 0 | 3 | -9.1 (0.0) / -0.500 (0.000) |" in functional_tables.against(
+    assert "| yacht | 0 | 3 | -9.1 (0.0) / -0.500 (0.000), 2 splits |" in functional_tables.against(
         rows, "GP"
     )
 
