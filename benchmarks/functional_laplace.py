@@ -14,11 +14,11 @@ C are all rows and as many points again with noise of half their spread, drawn o
 draws them anew at every step; e is relative to the prior's variance.
 """
 
-import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,8 +31,7 @@ from benchmarks.functional_gp import NOISE_PRIOR, NUM_DRAWS, WIDTH, Prediction, 
 from benchmarks.gp_data import Split
 from benchmarks.gp_methods import Settings
 from implicitppl.infer import DataNoise
-
-Network = Callable[[jax.Array, jax.Array], jax.Array]
+from implicitppl.processes import BayesianNetwork
 
 
 class Laplace(NamedTuple):
@@ -52,44 +51,27 @@ class Laplace(NamedTuple):
     process: Settings = Settings(200, 0.1)
 
 
-def network(key: jax.Array, num_inputs: int) -> tuple[jax.Array, Network]:
-    """Return weights as a vector, Xavier normal, and the network as a function of such a vector."""
-    keys = jax.random.split(key)
-    start = {
-        "w1": jax.random.normal(keys[0], (num_inputs, WIDTH)) * (2 / (num_inputs + WIDTH)) ** 0.5,
-        "b1": jnp.zeros(WIDTH),
-        "w2": jax.random.normal(keys[1], (WIDTH,)) * (2 / (WIDTH + 1)) ** 0.5,
-        "b2": jnp.zeros(()),
-    }
-    flat, rebuild = ravel_pytree(start)
-
-    def values(flat: jax.Array, x: jax.Array) -> jax.Array:
-        w = rebuild(flat)
-        return jax.nn.relu(x @ w["w1"] + w["b1"]) @ w["w2"] + w["b2"]
-
-    return flat, values
-
-
-@functools.partial(jax.jit, static_argnames=("f", "num_steps"))
+@eqx.filter_jit
 def mode(
-    start: tuple[jax.Array, jax.Array],
+    network: BayesianNetwork,
     x: jax.Array,
     y: jax.Array,
     points: jax.Array,
     factor: jax.Array,
     floor: jax.Array,
-    rate: float,
-    f: Network,
-    num_steps: int,
-) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    """Return weights and log noise of the mode, and the objective along the way."""
-    optim = adam(num_steps, rate)
+    settings: Laplace,
+) -> tuple[tuple[Any, jax.Array], jax.Array]:
+    """Return weights and log noise of the mode, and the objective along the way.
 
-    def objective(state: tuple[jax.Array, jax.Array]) -> jax.Array:
+    It starts at the network's means; `factor` is that of the prior's covariance at the points.
+    """
+    optim = adam(settings.num_steps, settings.learning_rate)
+
+    def objective(state: tuple[Any, jax.Array]) -> jax.Array:
         weights, log_noise = state
         sd = floor + jnp.exp(log_noise)
-        white = solve_triangular(factor, f(weights, points), lower=True)
-        likelihood = dist.Normal(f(weights, x), sd).log_prob(y).sum()
+        white = solve_triangular(factor, network.evaluate(weights, points), lower=True)
+        likelihood = dist.Normal(network.evaluate(weights, x), sd).log_prob(y).sum()
         return 0.5 * white @ white - likelihood - dist.Normal(*NOISE_PRIOR).log_prob(log_noise)
 
     def step(carry: Any, _: None) -> tuple[Any, jax.Array]:
@@ -98,8 +80,20 @@ def mode(
         change, memory = optim.update(slope, memory)
         return (optax.apply_updates(state, change), memory), value
 
-    (state, _), history = jax.lax.scan(step, (start, optim.init(start)), None, num_steps)
+    start = (network.means, jnp.log(jnp.asarray(settings.initial_noise)))
+    (state, _), history = jax.lax.scan(step, (start, optim.init(start)), None, settings.num_steps)
     return state, history
+
+
+@eqx.filter_jit
+def expansion(network: BayesianNetwork, weights: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the values (N,) at given weights, and their derivatives by all of them, (N, W)."""
+    flat, build = ravel_pytree(weights)
+
+    def values(flat: jax.Array) -> jax.Array:
+        return network.evaluate(build(flat), x)
+
+    return values(flat), jax.jacrev(values)(flat)
 
 
 def root(
@@ -135,20 +129,18 @@ def laplace(split: Split, settings: Laplace, floors: Sequence[float]) -> dict[fl
     covariance = prior.kernel.gram(points)
     limit = jnp.diagonal(covariance)
     factor = jnp.linalg.cholesky(covariance + settings.jitter * limit.mean() * jnp.eye(len(points)))
-    weights, f = network(key, x.shape[1])
+    network = BayesianNetwork(x.shape[1], WIDTH, key=key)
     shared_seconds, found = time.process_time() - begin, {}
     for floor in floors:
         begin = time.process_time()
-        start = (weights, jnp.log(jnp.asarray(settings.initial_noise)))
-        rate, least = settings.learning_rate, jnp.asarray(floor)
-        data = (x, y, points, factor, least)
-        (at, log_noise), history = mode(start, *data, rate, f, settings.num_steps)
+        least = jnp.asarray(floor)
+        (weights, log_noise), history = mode(network, x, y, points, factor, least, settings)
         noise = float(least + jnp.exp(log_noise))
-        jacobian = jax.jit(jax.jacrev(f))
-        spread = root(jacobian(at, x), jacobian(at, points), factor, noise, limit)
+        slopes = (expansion(network, weights, at)[1] for at in (x, points))
+        spread = root(*slopes, factor, noise, limit)
+        mean, slope = expansion(network, weights, x_test)
         white = jax.random.normal(draw_key, (NUM_DRAWS, spread.shape[1]))
-        change = white @ (jacobian(at, x_test) @ spread).T
-        values = np.asarray(f(at, x_test) + change)
+        values = np.asarray(mean + white @ (slope @ spread).T)
         info = {
             "train_seconds": time.process_time() - begin,
             "prior_seconds": shared_seconds,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import functional_laplace
+from implicitppl.processes import BayesianNetwork, LinearizedNetwork
 
 
 @pytest.fixture(autouse=True)
@@ -37,20 +38,25 @@ def test_directions_that_would_exceed_the_priors_variance_are_left_out():
 def test_the_mode_of_a_linear_function_is_the_ridge_solution():
     rng = np.random.default_rng(1)
     x, y = jnp.asarray(rng.normal(size=(20, 3))), jnp.asarray(rng.normal(size=20))
-    start = (jnp.zeros(3), jnp.asarray(-2.0))
-    data = (x, y, jnp.eye(3), jnp.eye(3) * 2.0, jnp.asarray(0.7))
-    (weights, log_noise), history = functional_laplace.mode(
-        start, *data, 0.05, lambda w, x: x @ w, 1500
-    )
+    line = BayesianNetwork(3, depth=0, key=jax.random.key(0))
+    # Three points whose values are those of the slopes, and the origin: a ridge on everything.
+    points = jnp.concatenate([jnp.eye(3), jnp.zeros((1, 3))])
+    settings = functional_laplace.Laplace(3000, 0.05, 0.0, initial_noise=0.1)
+    data = (x, y, points, 2.0 * jnp.eye(4), jnp.asarray(0.7))
+    ((slopes, intercept),), log_noise = functional_laplace.mode(line, *data, settings)[0]
+    rows = np.column_stack([x, np.ones(20)])
+    seen = np.column_stack([points, np.ones(4)])
     precision = (0.7 + np.exp(log_noise)) ** -2
-    expected = np.linalg.solve(x.T @ x * precision + np.eye(3) / 4, x.T @ y * precision)
-    np.testing.assert_allclose(weights, expected, atol=1e-5)
-    assert history[-1] < history[0]
+    expected = np.linalg.solve(
+        rows.T @ rows * precision + seen.T @ seen / 4, rows.T @ y * precision
+    )
+    np.testing.assert_allclose(np.append(slopes, intercept), expected, atol=1e-5)
 
 
-def test_the_network_is_that_of_the_other_methods():
-    from benchmarks.functional_methods import shapes
-
-    flat, f = functional_laplace.network(jax.random.key(0), 5)
-    assert flat.size == sum(int(np.prod(shape)) for shape, _ in shapes(5).values())
-    assert f(flat, jnp.ones((7, 5))).shape == (7,)
+def test_an_expansion_is_that_of_the_linearised_network():
+    start = BayesianNetwork(5, 6, key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (7, 5))
+    value, slope = functional_laplace.expansion(start, start.means, x)
+    process = LinearizedNetwork(start)  # of equal scales, so that its covariance is that of J
+    np.testing.assert_allclose(value, process.mean_at(x), rtol=1e-12)
+    np.testing.assert_allclose(slope @ slope.T * np.exp(-4), process.covariance(x), rtol=1e-10)
