@@ -1,6 +1,6 @@
 """Two years of CO2 foretold by a network that was told: there is a trend, and a season.
 
-    python examples/functional_season.py          (picture in output/functional_season)
+    python examples/functional_season.py     (picture and functions in output/functional_season)
 
 Six years of monthly means at Mauna Loa. A Gaussian process of trend, wave and season learns its
 kernel from them; under this prior over functions a Bayesian network is trained by the functional
@@ -29,6 +29,7 @@ from numpyro.contrib.module import eqx_module
 from numpyro.infer import SVI
 from statsmodels.datasets import co2
 
+from implicitppl.diagnostics import to_arviz
 from implicitppl.gp import Fit, fit
 from implicitppl.infer import (
     FunctionalELBO,
@@ -180,7 +181,10 @@ def main() -> None:
     means = centre + scale * np.stack([exact[0], mean])
     spread = np.square(np.stack([exact[1], deviation])) + float(prior.noise_scale) ** 2
     draw(years, ppm, means, scale * np.sqrt(spread), args.out)
-    print(f"picture: {args.out}")
+    # Standardised functions by date, for ArviZ or xarray.
+    functions = to_arviz({"co2": found}, coords={"co2_point": years})
+    functions.to_netcdf(args.out / "functions.nc")
+    print(f"picture and functions: {args.out}")
 
 
 if __name__ == "__main__":

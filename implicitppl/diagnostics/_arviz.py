@@ -10,6 +10,7 @@ Shapes: every variable of a draw-wise group is `(chain, draw, ...)`.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax import random
 from jaxtyping import Array
@@ -67,9 +68,9 @@ def to_arviz(
 
     Args:
         source: `numpyro.infer.MCMC` after `run`, a guide, or a dict of names and
-            `implicitppl.infer.FunctionSamples`, all of as many functions. Of the other arguments
-            only `constant_data`, `coords` and `dims` are then used; dimensions are called
-            `f_point`, `f_output` and `f_input`.
+            `implicitppl.infer.FunctionSamples`, all of as many functions. A fit or a model is then
+            refused, and settings of replays have no effect; dimensions are called `f_point`,
+            `f_output` and `f_input`.
         result: for a guide, its fit: anything with `.params`, or the dict itself.
         model: needed with a guide that is a plain function; otherwise taken from the source.
         model_args: arguments of the model; default those of `mcmc.run`.
@@ -91,7 +92,7 @@ def to_arviz(
 
     Raises:
         ValueError: an MCMC that has not run, a missing fit or model, a model site without draws,
-            coords of the wrong length, different numbers of functions.
+            coords of the wrong length, different numbers of functions, functions with a model.
 
     Reference:
         The InferenceData schema of ArviZ.
@@ -116,6 +117,11 @@ def to_arviz(
     key = random.key(0) if rng_key is None else rng_key
     draw_key, replay_key, prior_key = random.split(key, 3)
     if isinstance(source, Mapping):
+        if result is not None or model is not None or model_args or model_kwargs:
+            raise ValueError(
+                "`result`, `model` and its arguments are for a guide; with drawn functions, which "
+                "have none, they would be ignored."
+            )
         draws, inputs, names = drawn_functions(source)
         run = _Run(draws, None, (), {})
         constant_data, dims = {**inputs, **(constant_data or {})}, {**names, **(dims or {})}
@@ -156,7 +162,8 @@ class _Run:
             self.trace = model_trace(model, self._first(), self.args, self.kwargs)
 
     def _first(self) -> dict[str, Any]:
-        return {k: v[0, 0] for k, v in self.draws.items()}
+        # As JAX arrays: a model may call `site.at[...]`.
+        return {k: jnp.asarray(v[0, 0]) for k, v in self.draws.items()}
 
     def latents(self) -> dict[str, Any]:
         """Flat draws `(S, ...)` of the model's latent sites; every one of them must be there.

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
 from jaxtyping import Array
@@ -57,10 +56,9 @@ class forget_data(Messenger):  # noqa: N801, a NumPyro handler
 def model_trace(
     model: Any, draw: Any, args: tuple, kwargs: dict[str, Any], key: Array | None = None
 ) -> Any:
-    """Trace of the model at one draw, given as JAX arrays: models may call `site.at[...]`."""
-    values = {name: jnp.asarray(value) for name, value in draw.items()}
+    """Trace of the model at one draw."""
     seeded = handlers.seed(
-        handlers.substitute(model, data=values), random.key(0) if key is None else key
+        handlers.substitute(model, data=draw), random.key(0) if key is None else key
     )
     return handlers.trace(seeded).get_trace(*args, **kwargs)
 
