@@ -18,7 +18,7 @@ from numpyro import handlers
 from numpyro.infer import MCMC, NUTS, Predictive
 from numpyro.infer.autoguide import AutoGuide
 
-from implicitppl.diagnostics._arviz_functions import drawn_functions
+from implicitppl.diagnostics._arviz_functions import FunctionDraws, drawn_functions
 from implicitppl.diagnostics._az import container, import_arviz
 from implicitppl.diagnostics._checks import at_least
 from implicitppl.diagnostics._replay import (
@@ -92,7 +92,8 @@ def to_arviz(
 
     Raises:
         ValueError: an MCMC that has not run, a missing fit or model, a model site without draws,
-            coords of the wrong length, different numbers of functions, functions with a model.
+            coords of the wrong length, different numbers of functions, functions with a model
+            or without a name.
 
     Reference:
         The InferenceData schema of ArviZ.
@@ -116,6 +117,8 @@ def to_arviz(
     at_least("batch_size", batch_size, 1)
     key = random.key(0) if rng_key is None else rng_key
     draw_key, replay_key, prior_key = random.split(key, 3)
+    if isinstance(source, FunctionDraws):
+        raise ValueError("drawn functions need a name: to_arviz({'f': functions}).")
     if isinstance(source, Mapping):
         if result is not None or model is not None or model_args or model_kwargs:
             raise ValueError(

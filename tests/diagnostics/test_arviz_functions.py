@@ -73,6 +73,8 @@ def test_what_is_no_drawn_function_is_refused():
         to_arviz({"f": {"x": X}})
     with pytest.raises(ValueError, match="is empty"):
         to_arviz({})
+    with pytest.raises(ValueError, match="need a name"):
+        to_arviz(few)
     with pytest.raises(ValueError, match="are for a guide; with drawn functions"):
         to_arviz({"f": few}, model=lambda x: None, model_args=(X,))
 
