@@ -242,11 +242,14 @@ def run(case: Case, devices: list[jax.Device], repeats: int) -> Iterator[dict[st
                 reference = result
         except Exception as error:  # a size that does not fit is a result of the comparison
             row["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        yield row | provenance() | {"versions": versions()}
+        yield row | stamp()
 
 
-def versions() -> dict[str, str]:
-    return provenance()["versions"] | {"cores": str(os.cpu_count())}
+def stamp() -> dict[str, Any]:
+    """Return date, versions and number of CPU cores."""
+    found = provenance()
+    found["versions"]["cores"] = str(os.cpu_count())
+    return found
 
 
 def peer(python: str, sizes: tuple[int, ...]) -> Iterator[dict[str, Any]]:
