@@ -37,7 +37,9 @@ import jax
 import numpy as np
 
 from benchmarks.accuracy import CACHE, RESULTS, append, provenance, read
-from benchmarks.hmc_methods import METHODS, NUM_CHAINS, Counter, Method, Run, import_blackjax
+from benchmarks.hmc_blackjax import import_blackjax
+from benchmarks.hmc_methods import METHODS, NUM_CHAINS, Method
+from benchmarks.hmc_runs import Counter, Run
 from benchmarks.hmc_targets import PROBABILITIES, Target, Truth, find, names
 
 BUDGET, LARGE, LARGE_BUDGET = (10_000, 30_000), 20, (100_000, 120_000)

@@ -43,8 +43,8 @@ from benchmarks.gp_classification import (
     log_prior,
     pseudo_marginal,
 )
-from benchmarks.hmc_methods import Run
 from benchmarks.hmc_rows import measured, table
+from benchmarks.hmc_runs import Run
 from benchmarks.hmc_targets import Truth, from_draws
 from benchmarks.references import check_converged
 from implicitppl.infer import ScoreHMC

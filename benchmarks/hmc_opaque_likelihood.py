@@ -29,8 +29,8 @@ import numpy as np
 from numpyro.infer import MCMC, NUTS, init_to_median
 
 from benchmarks.accuracy import CACHE, RESULTS, append, read
-from benchmarks.hmc_methods import Run
 from benchmarks.hmc_rows import measured, table
+from benchmarks.hmc_runs import Run
 from benchmarks.hmc_targets import Truth, from_draws
 from benchmarks.opaque_problems import Host, Problem, problems
 from benchmarks.posteriors import Posterior, load

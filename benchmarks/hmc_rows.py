@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.accuracy import provenance, read
 from benchmarks.bench_hmc import efficiency, errors, mixing
-from benchmarks.hmc_methods import Run
+from benchmarks.hmc_runs import Run
 from benchmarks.hmc_targets import Truth
 
 Row = dict[str, Any]

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.infer import MCMC
 
-from benchmarks.hmc_methods import Run
+from benchmarks.hmc_runs import Run
 from benchmarks.hmc_targets import Target
 from implicitppl import score
 from implicitppl.infer import ScoreHMC

@@ -15,6 +15,7 @@ from numpyro.infer import ESS
 from scipy.stats import multivariate_normal, norm
 
 from benchmarks import bench_hmc as bench
+from benchmarks import hmc_kernel, hmc_numpyro, hmc_runs, hmc_walk
 from benchmarks import hmc_methods as methods
 from benchmarks import hmc_tables as tables
 from benchmarks import hmc_targets as targets
@@ -134,7 +135,7 @@ def test_targets_of_posteriordb_need_their_folder() -> None:
 
 
 def test_the_counter_counts_points_under_every_transformation() -> None:
-    counter = methods.Counter()
+    counter = hmc_runs.Counter()
     f = counter.wrap(normal_log_density)
     jax.jit(jax.vmap(jax.vmap(f)))(jnp.ones((3, 5, 2))).block_until_ready()
     assert counter.read() == 15
@@ -167,8 +168,8 @@ def test_stated_evaluations_equal_a_host_count(name: str) -> None:
 
 
 def test_a_method_that_states_too_little_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lying(*args: Any, **options: Any) -> methods.Run:
-        run = methods.adaptive_metropolis(*args, **options)
+    def lying(*args: Any, **options: Any) -> hmc_runs.Run:
+        run = hmc_walk.adaptive_metropolis(*args, **options)
         return dataclasses.replace(run, evaluations_sampling=run.evaluations_sampling - 1)
 
     monkeypatch.setitem(methods.METHODS, "lying", methods.Method(lying))
@@ -189,7 +190,7 @@ def test_budgets_become_iterations() -> None:
 
 
 def test_windows_double_and_leave_a_tenth_for_the_scale() -> None:
-    ends = np.flatnonzero(methods.window_ends(1000)) + 1
+    ends = np.flatnonzero(hmc_walk.window_ends(1000)) + 1
     assert ends.tolist() == [28, 56, 112, 225, 450, 900]
 
 
@@ -218,7 +219,7 @@ def test_ess_keeps_its_walkers_in_order_and_changes_nothing_else() -> None:
     starts, keys = target.starts(jax.random.key(3), 12), jax.random.split(jax.random.key(4), 12)
     options = {"potential_fn": lambda x: -target.log_density(x)}
     angles, rows = [], []
-    for kernel in (ESS(**options), methods.CountedESS(methods.Counter(), **options)):
+    for kernel in (ESS(**options), hmc_numpyro.CountedESS(hmc_runs.Counter(), **options)):
         step = jax.jit(lambda state, k=kernel: k.sample(state, (), {}))
         first = step(kernel.init(keys, 5, starts))
         rows.append(np.sort(np.asarray(first.z), axis=0))
@@ -243,26 +244,26 @@ def paper_lite_weights(y: np.ndarray, width: float, ridge: float) -> np.ndarray:
 
 def test_lite_weights_are_those_of_the_paper() -> None:
     y = np.random.default_rng(0).normal(size=(30, 3))
-    found = methods.lite_weights(y, 1.7, 1e-2)
+    found = hmc_kernel.lite_weights(y, 1.7, 1e-2)
     np.testing.assert_allclose(found, paper_lite_weights(y, 1.7, 1e-2), rtol=1e-7)
 
 
-def lite_field(y: np.ndarray) -> methods.Field:
-    leaves = methods.lite_leaves(y, np.random.default_rng(0))
+def lite_field(y: np.ndarray) -> hmc_kernel.Field:
+    leaves = hmc_kernel.lite_leaves(y, np.random.default_rng(0))
     return field(leaves, y.shape[1])
 
 
-def finite_field(y: np.ndarray) -> methods.Field:
-    return field(methods.finite_leaves(y, np.random.default_rng(0)), y.shape[1])
+def finite_field(y: np.ndarray) -> hmc_kernel.Field:
+    return field(hmc_kernel.finite_leaves(y, np.random.default_rng(0)), y.shape[1])
 
 
-def field(leaves: tuple[np.ndarray, ...], dimension: int) -> methods.Field:
-    return methods.Field(*map(jnp.asarray, (np.zeros(dimension), np.eye(dimension), *leaves)))
+def field(leaves: tuple[np.ndarray, ...], dimension: int) -> hmc_kernel.Field:
+    return hmc_kernel.Field(*map(jnp.asarray, (np.zeros(dimension), np.eye(dimension), *leaves)))
 
 
 @pytest.mark.parametrize(
     ("make", "force"),
-    [(lite_field, methods.lite_force), (finite_field, methods.finite_force)],
+    [(lite_field, hmc_kernel.lite_force), (finite_field, hmc_kernel.finite_force)],
     ids=["lite", "finite"],
 )
 def test_fitted_forces_pull_towards_the_data(make: Any, force: Any) -> None:
@@ -275,11 +276,11 @@ def test_fitted_forces_pull_towards_the_data(make: Any, force: Any) -> None:
     assert cosine > 0.9 and 0.75 < slope < 1.25
 
 
-def lite_log_q(f: methods.Field, y: jax.Array) -> jax.Array:
+def lite_log_q(f: hmc_kernel.Field, y: jax.Array) -> jax.Array:
     return jnp.sum(f.weights * jnp.exp(-0.5 * jnp.sum((y - f.points) ** 2, 1) / f.shift**2))
 
 
-def finite_log_q(f: methods.Field, y: jax.Array) -> jax.Array:
+def finite_log_q(f: hmc_kernel.Field, y: jax.Array) -> jax.Array:
     return jnp.sqrt(2.0 / len(f.shift)) * jnp.sum(f.weights * jnp.cos(f.points @ y + f.shift))
 
 
@@ -299,14 +300,16 @@ def test_forces_and_losses_are_those_of_the_stated_log_densities() -> None:
         finite = field((points, phases, weights), 3)
         y = jnp.asarray(v[0])
         for f, log_q, force in (
-            (lite, lite_log_q, methods.lite_force),
-            (finite, finite_log_q, methods.finite_force),
+            (lite, lite_log_q, hmc_kernel.lite_force),
+            (finite, finite_log_q, hmc_kernel.finite_force),
         ):
             expected = jax.jit(jax.grad(log_q, argnums=1))(f, y)
             np.testing.assert_allclose(jax.jit(force)(f, y), expected, rtol=1e-9)
         expected_loss = score_matching(lambda y: lite_log_q(lite, y))
-        assert methods.lite_loss(v, points, 1.3, weights) == pytest.approx(expected_loss, rel=1e-9)
-        b, c = methods.finite_moments(v, points, phases)
+        assert hmc_kernel.lite_loss(v, points, 1.3, weights) == pytest.approx(
+            expected_loss, rel=1e-9
+        )
+        b, c = hmc_kernel.finite_moments(v, points, phases)
         expected_loss = score_matching(lambda y: finite_log_q(finite, y))
         assert 0.5 * weights @ c @ weights - weights @ b == pytest.approx(expected_loss, rel=1e-9)
 
@@ -321,10 +324,10 @@ def wrong_field_moments(correct: bool) -> np.ndarray:
     @jax.jit
     def run(x: jax.Array, keys: jax.Array) -> jax.Array:
         def body(state: Any, key: jax.Array) -> Any:
-            x, value, _ = methods.hamiltonian_step(force, density, wrong, step_size, key, *state)
+            x, value, _ = hmc_kernel.hamiltonian_step(force, density, wrong, step_size, key, *state)
             return (x, value), None
 
-        return jax.lax.scan(body, (x, methods.values(density, x)), keys)[0][0]
+        return jax.lax.scan(body, (x, hmc_walk.values(density, x)), keys)[0][0]
 
     start = jax.random.normal(jax.random.key(0), (2000, 2)) * jnp.asarray(SCALE)
     squares = np.asarray(run(start, jax.random.split(jax.random.key(1), 300))) ** 2 / SCALE**2
@@ -338,7 +341,7 @@ def test_a_wrong_force_costs_acceptance_and_not_correctness() -> None:
 
 
 def test_nan_proposals_are_rejected() -> None:
-    accept, probability = methods.accepted(jax.random.key(0), jnp.array([jnp.nan, 5.0]))
+    accept, probability = hmc_walk.accepted(jax.random.key(0), jnp.array([jnp.nan, 5.0]))
     assert accept.tolist() == [False, True] and probability.tolist() == [0.0, 1.0]
 
 
@@ -398,7 +401,9 @@ def test_errors_are_in_sds_of_the_truth() -> None:
 
 
 def test_evaluations_to_400_count_the_warm_up() -> None:
-    run = methods.Run(np.zeros((1, 1, 1)), 1000, 5000, necessary_warmup=500, necessary_sampling=900)
+    run = hmc_runs.Run(
+        np.zeros((1, 1, 1)), 1000, 5000, necessary_warmup=500, necessary_sampling=900
+    )
     found = bench.efficiency(run, {"ess_bulk": 200.0, "ess_tail": 100.0})
     assert found["evaluations_to_400"] == 1000 + 400 * 50
     assert found["necessary_to_400"] == 500 + 400 * 9
@@ -436,9 +441,9 @@ def test_methods_have_options() -> None:
 def test_the_plugin_is_called_with_sizes_and_options(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
-    def score_hmc(target: Any, key: Any, **options: Any) -> methods.Run:
+    def score_hmc(target: Any, key: Any, **options: Any) -> hmc_runs.Run:
         seen.update(options)
-        return methods.Run(np.zeros((4, 10, 2)), 1, 1)
+        return hmc_runs.Run(np.zeros((4, 10, 2)), 1, 1)
 
     monkeypatch.setitem(sys.modules, bench.PLUGIN_MODULE, SimpleNamespace(score_hmc=score_hmc))
     bench.run_method("score_hmc_cubic:degree=3", small_target(), 1.0, 0, (40, 80))
