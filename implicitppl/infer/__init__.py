@@ -16,6 +16,7 @@ from implicitppl.infer.functional import (
     RegularizedKL,
     ScoreKL,
     UniformBox,
+    batch_weight,
     function_posterior,
     predict,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "ScoreHMCState",
     "ScoreKL",
     "UniformBox",
+    "batch_weight",
     "black_box",
     "fit",
     "function_posterior",

@@ -23,6 +23,7 @@ from implicitppl.infer.functional._posterior import (
 )
 from implicitppl.infer.functional._report import FunctionalReport
 from implicitppl.infer.functional._score import ScoreKL
+from implicitppl.infer.functional._weight import batch_weight
 
 __all__ = [
     "Comparison",
@@ -40,6 +41,7 @@ __all__ = [
     "RegularizedKL",
     "ScoreKL",
     "UniformBox",
+    "batch_weight",
     "function_posterior",
     "gaussian_kl",
     "predict",

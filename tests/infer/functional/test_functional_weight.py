@@ -1,0 +1,107 @@
+"""The weight of a minibatch: its limits, and the bound that it restores at a known posterior."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+from implicitppl.infer import (
+    FunctionalELBO,
+    GaussianKL,
+    GridKL,
+    HeldInputs,
+    RegularizedKL,
+    batch_weight,
+)
+from implicitppl.kernels import RBF, Linear
+from implicitppl.processes import GaussianProcess, ImplicitProcess
+
+KEY = jax.random.key(0)
+SIZE, BATCH, NOISE = 24, 6, 0.3
+
+
+def data(spacing: float) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return spacing * np.arange(SIZE)[:, None], rng.standard_normal(SIZE)
+
+
+def test_it_is_n_over_b_where_rows_tell_nothing_of_each_other():
+    # Ten lengthscales apart the divergence of all rows is a sum over rows.
+    x, y = data(10.0)
+    prior = GaussianProcess(RBF())
+    posterior = prior.condition(x, y, NOISE)
+    weight = batch_weight(prior, posterior, x, BATCH, key=KEY, measurement=None, num_batches=300)
+    terms = 0.5 * (posterior.moments(x)[1] + posterior.moments(x)[0] ** 2 - 1)
+    terms -= 0.5 * jnp.log(posterior.moments(x)[1])
+    error = float(jnp.std(terms) / jnp.mean(terms)) / np.sqrt(300 * BATCH)
+    assert float(weight) == pytest.approx(SIZE / BATCH, rel=4 * error)
+
+
+def test_it_is_1_where_a_batch_determines_the_function():
+    # A line is known from two points, if the noise of the divergence is small.
+    x, y = data(0.1)
+    prior = GaussianProcess(Linear())
+    posterior = prior.condition(x, y, NOISE)
+    with jax.enable_x64(True):
+        weight = batch_weight(
+            prior, posterior, x, BATCH, key=KEY, divergence=GaussianKL(1e-5), measurement=None
+        )
+    assert float(weight) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("divergence", [GaussianKL(0.03), RegularizedKL(1e-5)], ids=str)
+def test_losses_of_batches_have_the_bound_at_all_rows_as_their_mean(divergence):
+    # At the posterior that the weight was made for; with weight 1 the bound is missed.
+    x, y = data(0.5)
+    held = HeldInputs(np.array([[-1.0], [20.0]]))
+    prior = GaussianProcess(RBF())
+    posterior = prior.condition(x, y, NOISE)
+    options = {"measurement": held, "divergence": divergence}
+    weight = float(batch_weight(prior, posterior, x, BATCH, key=KEY, num_batches=600, **options))
+
+    def losses(batch: int, weight: float, num_particles: int, num: int) -> np.ndarray:
+        def model():
+            with numpyro.plate("rows", SIZE, subsample_size=batch) as rows:
+                points, outputs = jnp.asarray(x)[rows], jnp.asarray(y)[rows]
+            f = numpyro.sample("f", prior(points))
+            with numpyro.plate("rows", SIZE, subsample_size=batch):
+                numpyro.sample("y", dist.Normal(f, NOISE), obs=outputs)
+
+        def guide():
+            with numpyro.plate("rows", SIZE, subsample_size=batch) as rows:
+                points = jnp.asarray(x)[rows]
+            numpyro.sample("f", posterior(points))
+
+        loss = FunctionalELBO(weight=weight, num_particles=num_particles, **options)
+        keys = jax.random.split(jax.random.key(3), num)
+        return np.asarray(jax.lax.map(lambda key: loss.loss(key, {}, model, guide), keys))
+
+    whole = losses(SIZE, 1.0, 2000, 1)[0]
+    right, wrong = losses(BATCH, weight, 20, 2500), losses(BATCH, 1.0, 20, 2500)
+    assert abs(right.mean() - whole) < 4 * right.std() / 50
+    assert abs(wrong.mean() - whole) > 8 * wrong.std() / 50
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"batch_size": 25}, "`batch_size` must be between 1 and N = 24; got 25"),
+        ({"batch_size": 0}, "`batch_size` must be between 1 and N"),
+        ({"divergence": GridKL()}, "`divergence` must be .* got GridKL"),
+        ({"num_batches": 0}, "`num_batches` must be positive"),
+        (
+            {"prior": ImplicitProcess(lambda key, x: x[:, 0])},
+            "`prior` must be a Gaussian process",
+        ),
+        ({"x": jnp.array([jnp.nan])}, "`x` must be finite"),
+    ],
+    ids=["more than rows", "none", "divergence", "batches", "implicit", "nan"],
+)
+def test_what_it_cannot_use_is_refused(changes, message):
+    x, y = data(0.5)
+    prior = GaussianProcess(RBF())
+    arguments = {"prior": prior, "posterior": prior.condition(x, y, NOISE), "x": x}
+    with pytest.raises(ValueError, match=message):
+        batch_weight(**(arguments | {"batch_size": BATCH, "key": KEY} | changes))
