@@ -11,7 +11,9 @@ from scipy.special import expit, logsumexp
 
 from benchmarks import gp_classification as gp
 from benchmarks import hmc_classification as bench
+from benchmarks.accuracy import RESULTS, read
 from benchmarks.bench_hmc import ERRORS
+from benchmarks.hmc_tables import PAGE
 
 X, Y = np.array([[0.0], [0.7], [-1.1]]), np.array([1.0, 0.0, 1.0])
 THETA = np.array([0.3, 1.5])
@@ -161,3 +163,7 @@ def test_report_has_medians_over_seeds() -> None:
     ]
     line = bench.report(rows).splitlines()[-1]
     assert line.startswith("| iris | ScoreHMC | 64 | 3 | 2.000 | 2 | 2e+03 |")
+
+
+def test_table_of_the_page_is_that_of_the_result_file() -> None:
+    assert bench.report(read(RESULTS / "hmc-classification.jsonl")) in PAGE.read_text()
