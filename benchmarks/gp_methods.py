@@ -78,10 +78,14 @@ def run_ours(name: str, split: Split, settings: Settings) -> Run:
 
 def sparse(process: ip.processes.GaussianProcess, split: Split) -> ip.gp.SparseGaussianProcess:
     """Return the process through inducing points at k-means centres of the inputs."""
+    return ip.gp.SparseGaussianProcess(process, jnp.asarray(centres(split)))
+
+
+def centres(split: Split) -> np.ndarray:
+    """Return `NUM_INDUCING` k-means centres of the inputs."""
     from sklearn.cluster import KMeans
 
-    means = KMeans(NUM_INDUCING, n_init=1, random_state=split.seed).fit(split.x)
-    return ip.gp.SparseGaussianProcess(process, jnp.asarray(means.cluster_centers_))
+    return KMeans(NUM_INDUCING, n_init=1, random_state=split.seed).fit(split.x).cluster_centers_
 
 
 def run_processes(starts: list[Any], split: Split, settings: Settings) -> Run:
@@ -108,7 +112,7 @@ def run_processes(starts: list[Any], split: Split, settings: Settings) -> Run:
 
 
 def run_peer(peer: Peer, split: Split, settings: Settings) -> Run:
-    """Return the run of a peer's RBF-ARD."""
+    """Return the run of a peer's RBF-ARD, exact or through inducing points."""
     start_peer(peer, split, settings)
     train = peer.ask(do="train", num_steps=settings.num_steps)["seconds"]
     first = peer.predict()[2]
@@ -119,6 +123,8 @@ def run_peer(peer: Peer, split: Split, settings: Settings) -> Run:
         "predict_seconds": second,
         "log_evidence": peer.ask(do="log_evidence")["value"],
     }
+    if len(split.y) > MOST_EXACT:
+        info["num_inducing"] = NUM_INDUCING
     return Run(mean, variance, info)
 
 
@@ -130,4 +136,6 @@ def start_peer(peer: Peer, split: Split, settings: Settings) -> None:
         "x_test": split.x_test,
         "lengthscale": median_lengthscales(split.x),
     }
+    if len(split.y) > MOST_EXACT:
+        arrays["inducing"] = centres(split)
     peer.start(arrays, *settings)

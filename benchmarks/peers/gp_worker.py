@@ -24,7 +24,10 @@ NOISE_VARIANCE = 0.1
 
 
 class Problem(NamedTuple):
-    """Standardised data, the lengthscales to start at, and the schedule of the learning rate."""
+    """Standardised data, where parameters start, and the schedule of the learning rate.
+
+    With `inducing`, (M, D), the process is Titsias's collapsed bound, and they are learned too.
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -32,16 +35,17 @@ class Problem(NamedTuple):
     lengthscale: np.ndarray
     num_steps: int
     learning_rate: float
+    inducing: np.ndarray | None = None
 
 
 class Regression(Protocol):
-    """An exact Gaussian process with an RBF kernel that can be trained and asked."""
+    """A Gaussian process with an RBF kernel that can be trained and asked."""
 
     def train(self, num_steps: int) -> None:
         """Take steps of Adam on the log evidence, the rate decaying as a cosine to 0."""
 
     def log_evidence(self) -> float:
-        """Return log p(y), in nats, of all observations together."""
+        """Return log p(y) of all observations together, or the bound of it, in nats."""
 
     def predict(self) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and variance of noisy outputs at the test inputs."""
@@ -57,7 +61,8 @@ def serve(start: Callable[[Problem], Regression]) -> None:
         match request["do"]:
             case "start":
                 data = dict(np.load(request["file"]))
-                model = start(Problem(**data, **{k: request[k] for k in Problem._fields[4:]}))
+                schedule = {key: request[key] for key in ("num_steps", "learning_rate")}
+                model = start(Problem(**data, **schedule))
             case "train":
                 model.train(request["num_steps"])
             case "log_evidence":
