@@ -31,7 +31,7 @@ from benchmarks import functional_ours as ours
 from benchmarks.accuracy import RESULTS, append, provenance
 from benchmarks.bench_gp_speed import Compilations
 from benchmarks.functional_gp import NOISE_PRIOR
-from benchmarks.functional_methods import network, shapes
+from benchmarks.functional_methods import RELU
 from implicitppl.infer import DataNoise, FunctionalELBO
 
 NUM_ROWS, NUM_DIMS, NUM_MEASURED = 1024, 8, 32
@@ -49,11 +49,11 @@ def weight_model(batch: int) -> Callable[..., None]:
     def model(x: jax.Array, y: jax.Array, floor: jax.Array) -> None:
         weights = {
             name: numpyro.sample(name, dist.Normal(jnp.zeros(shape), scale).to_event(len(shape)))
-            for name, (shape, scale) in shapes(x.shape[1]).items()
+            for name, (shape, scale) in RELU.shapes(x.shape[1]).items()
         }
         noise = numpyro.sample("noise", dist.LogNormal(*NOISE_PRIOR))
         with numpyro.plate("data", len(y), subsample_size=batch) as rows:
-            numpyro.sample("y", dist.Normal(network(weights, x[rows]), floor + noise), obs=y[rows])
+            numpyro.sample("y", dist.Normal(RELU(weights, x[rows]), floor + noise), obs=y[rows])
 
     return model
 

@@ -18,6 +18,7 @@ from benchmarks.gp_data import Split
 from benchmarks.gp_methods import NOISE_VARIANCE, Settings, rbf
 
 WIDTH = 50
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"relu": jax.nn.relu, "sin": jnp.sin}
 NOISE_PRIOR = (float(np.log(0.1)), 1.5)
 NUM_DRAWS = 500
 

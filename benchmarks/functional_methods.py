@@ -1,10 +1,11 @@
 """The methods of the functional benchmark, and weight-space inference of its network.
 
-The network has one hidden layer of 50 ReLU units, weights N(0, 1/fan in) and biases N(0, 1); its
-outputs have Gaussian noise of one standard deviation for all inputs, LogNormal(log .1, 1.5) in
-units of the training outputs. Every weight-space method has this prior and this likelihood:
+The network has one hidden layer of 50 ReLU units (200 sine units in rows "sine"), weights
+N(0, 1/fan in) and biases N(0, 1); its outputs have Gaussian noise of one standard deviation for all
+inputs, LogNormal(log .1, 1.5) in units of the training outputs. Every weight-space method has this
+prior and this likelihood:
 
-    y_i ~ N(f_w(x_i), (floor + s)^2),  f_w(x) = w2' relu(w1' x + b1) + b2.
+    y_i ~ N(f_w(x_i), (floor + s)^2),  f_w(x) = w2' a(w1' x + b1) + b2.
 
 `floor` is the least noise that training allows. Training sees all rows at every step.
 
@@ -15,7 +16,7 @@ another method is one more entry of `METHODS`.
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO, init_to_sample
 from numpyro.infer.autoguide import AutoNormal
 
 from benchmarks.functional_gp import (
+    ACTIVATIONS,
     NOISE_PRIOR,
     NUM_DRAWS,
     WIDTH,
@@ -52,36 +54,63 @@ Neither is best: ten yacht fits end 5 nats (s.e. 6) above those from .01, energy
 """
 
 
-def shapes(num_inputs: int) -> dict[str, tuple[tuple[int, ...], float]]:
-    """Return shape and prior standard deviation of the network's parameters."""
-    return {
-        "w1": ((num_inputs, WIDTH), num_inputs**-0.5),
-        "b1": ((WIDTH,), 1.0),
-        "w2": ((WIDTH,), WIDTH**-0.5),
-        "b2": ((), 1.0),
-    }
+class Network(NamedTuple):
+    """One hidden layer of `width` units, and the priors of its weights."""
+
+    activation: str = "relu"
+    width: int = WIDTH
+
+    def shapes(self, num_inputs: int) -> dict[str, tuple[tuple[int, ...], float]]:
+        """Return shape and prior standard deviation of the parameters."""
+        return {
+            "w1": ((num_inputs, self.width), num_inputs**-0.5),
+            "b1": ((self.width,), 1.0),
+            "w2": ((self.width,), self.width**-0.5),
+            "b2": ((), 1.0),
+        }
+
+    def __call__(self, weights: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+        """Return the outputs (N,)."""
+        units = ACTIVATIONS[self.activation](x @ weights["w1"] + weights["b1"])
+        return units @ weights["w2"] + weights["b2"]
+
+    def model(self, x: jax.Array, y: jax.Array, floor: jax.Array) -> None:
+        """The network as a NumPyro model."""
+        weights = {
+            name: numpyro.sample(name, dist.Normal(jnp.zeros(shape), scale).to_event(len(shape)))
+            for name, (shape, scale) in self.shapes(x.shape[1]).items()
+        }
+        noise = numpyro.sample("noise", dist.LogNormal(*NOISE_PRIOR))
+        numpyro.sample("y", dist.Normal(self(weights, x), floor + noise).to_event(1), obs=y)
+
+    def log_joint(
+        self, state: dict[str, jax.Array], x: jax.Array, y: jax.Array, floor: Any
+    ) -> jax.Array:
+        """Return log p(y, w, log s) for weights `w1 ... b2` and `log_noise`."""
+        prior = [
+            dist.Normal(0.0, scale).log_prob(state[name]).sum()
+            for name, (_, scale) in self.shapes(x.shape[1]).items()
+        ]
+        prior.append(dist.Normal(*NOISE_PRIOR).log_prob(state["log_noise"]))
+        sd = floor + jnp.exp(state["log_noise"])
+        return sum(prior) + dist.Normal(self(state, x), sd).log_prob(y).sum()
 
 
-def network(weights: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    """Return the network's outputs (N,)."""
-    return jax.nn.relu(x @ weights["w1"] + weights["b1"]) @ weights["w2"] + weights["b2"]
+RELU, SINE = Network(), Network("sin", 200)
 
 
-def model(x: jax.Array, y: jax.Array, floor: jax.Array) -> None:
-    """The network as a NumPyro model."""
-    weights = {
-        name: numpyro.sample(name, dist.Normal(jnp.zeros(shape), scale).to_event(len(shape)))
-        for name, (shape, scale) in shapes(x.shape[1]).items()
-    }
-    noise = numpyro.sample("noise", dist.LogNormal(*NOISE_PRIOR))
-    numpyro.sample("y", dist.Normal(network(weights, x), floor + noise).to_event(1), obs=y)
-
-
-@functools.partial(jax.jit, static_argnames="num_steps")
+@functools.partial(jax.jit, static_argnames=("network", "num_steps"))
 def train_mean_field(
-    key: jax.Array, x: jax.Array, y: jax.Array, floor: jax.Array, rate: jax.Array, num_steps: int
+    network: Network,
+    key: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    floor: jax.Array,
+    rate: jax.Array,
+    num_steps: int,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Return posterior draws of a mean-field fit, and its ELBO in nats of the whole data."""
+    model = network.model
     guide = AutoNormal(model, init_loc_fn=init_to_sample, init_scale=INIT_SCALE)
     svi = SVI(model, guide, adam(num_steps, rate), Trace_ELBO())
     keys = jax.random.split(key, 3)
@@ -95,55 +124,50 @@ def train_mean_field(
     return draws, -loss
 
 
-def log_joint(state: dict[str, jax.Array], x: jax.Array, y: jax.Array, floor: Any) -> jax.Array:
-    """Return log p(y, w, log s) for weights `w1 ... b2` and `log_noise`."""
-    prior = [
-        dist.Normal(0.0, scale).log_prob(state[name]).sum()
-        for name, (_, scale) in shapes(x.shape[1]).items()
-    ]
-    prior.append(dist.Normal(*NOISE_PRIOR).log_prob(state["log_noise"]))
-    sd = floor + jnp.exp(state["log_noise"])
-    return sum(prior) + dist.Normal(network(state, x), sd).log_prob(y).sum()
-
-
-@functools.partial(jax.jit, static_argnames="num_steps")
+@functools.partial(jax.jit, static_argnames=("network", "num_steps"))
 def train_ensemble(
-    key: jax.Array, x: jax.Array, y: jax.Array, floor: jax.Array, rate: jax.Array, num_steps: int
+    network: Network,
+    key: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    floor: jax.Array,
+    rate: jax.Array,
+    num_steps: int,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Return the modes of `NUM_MEMBERS` ascents from prior draws, and the mean log joint."""
     optim = adam(num_steps, rate)
 
     def ascend(key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
         keys = jax.random.split(key, 4)
-        parts = zip(keys, shapes(x.shape[1]).items(), strict=True)
+        parts = zip(keys, network.shapes(x.shape[1]).items(), strict=True)
         start = {n: scale * jax.random.normal(k, shape) for k, (n, (shape, scale)) in parts}
         start["log_noise"] = jnp.asarray(NOISE_PRIOR[0])
 
         def step(carry: Any, _: None) -> tuple[Any, None]:
             weights, state = carry
-            slope = jax.grad(lambda w: -log_joint(w, x, y, floor))(weights)
+            slope = jax.grad(lambda w: -network.log_joint(w, x, y, floor))(weights)
             change, state = optim.update(slope, state)
             return (optax.apply_updates(weights, change), state), None
 
         carry = (start, optim.init(start))
         (weights, _), _ = jax.lax.scan(step, carry, xs=None, length=num_steps)
-        return weights, log_joint(weights, x, y, floor)
+        return weights, network.log_joint(weights, x, y, floor)
 
     weights, values = jax.vmap(ascend)(jax.random.split(key, NUM_MEMBERS))
     weights["noise"] = jnp.exp(weights.pop("log_noise"))
     return weights, values.mean()
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="network")
 def predict(
-    draws: dict[str, jax.Array], x: jax.Array, floor: jax.Array
+    network: Network, draws: dict[str, jax.Array], x: jax.Array, floor: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Return function values (S, T) and noise (S, 1) of weight draws."""
     values = jax.lax.map(lambda w: network(w, x), draws)
     return values, (floor + draws["noise"])[:, None]
 
 
-def weight_space(train: Callable[..., Any], figure: str) -> Method:
+def weight_space(train: Callable[..., Any], figure: str, network: Network = RELU) -> Method:
     """Return the method that trains weights anew for every floor; `figure` names its objective."""
 
     def run(split: Split, settings: Settings, floors: Sequence[float]) -> dict[float, Prediction]:
@@ -152,19 +176,19 @@ def weight_space(train: Callable[..., Any], figure: str) -> Method:
         for floor in floors:
             begin = time.process_time()
             key, rate = jax.random.key(split.seed), jnp.asarray(settings.learning_rate)
-            draws, value = train(key, x, y, jnp.asarray(floor), rate, settings.num_steps)
+            draws, value = train(network, key, x, y, jnp.asarray(floor), rate, settings.num_steps)
             info = {figure: float(value), "train_seconds": time.process_time() - begin}
-            found[floor] = predicted(draws, x_test, floor, info)
+            found[floor] = predicted(network, draws, x_test, floor, info)
         return found
 
     return run
 
 
 def predicted(
-    draws: dict[str, jax.Array], x: jax.Array, floor: float, info: dict[str, Any]
+    network: Network, draws: dict[str, jax.Array], x: jax.Array, floor: float, info: dict[str, Any]
 ) -> Prediction:
     """Return the prediction of weight draws; adds their mean noise to `info`."""
-    mean, sd = (np.asarray(a) for a in predict(draws, x, jnp.asarray(floor)))
+    mean, sd = (np.asarray(a) for a in predict(network, draws, x, jnp.asarray(floor)))
     return Prediction(mean, sd, info | {"noise_sd": float(sd.mean()), "num_particles": len(mean)})
 
 
@@ -178,7 +202,7 @@ def nuts(split: Split, settings: Settings, floors: Sequence[float]) -> dict[floa
     found = {}
     for floor in floors:
         begin = time.process_time()
-        kernel = NUTS(model, init_strategy=init_to_sample)
+        kernel = NUTS(RELU.model, init_strategy=init_to_sample)
         count = settings.num_steps
         options = {"num_warmup": count, "num_samples": count, "num_chains": NUM_CHAINS}
         mcmc = MCMC(kernel, **options, chain_method="sequential", progress_bar=False)
@@ -191,7 +215,7 @@ def nuts(split: Split, settings: Settings, floors: Sequence[float]) -> dict[floa
             "mean_leapfrogs": float(extra["num_steps"].mean()),
             "divergences": int(extra["diverging"].sum()),
         }
-        result = predicted(mcmc.get_samples(), x_test, floor, info)
+        result = predicted(RELU, mcmc.get_samples(), x_test, floor, info)
         rhat = split_gelman_rubin(result.mean.reshape(NUM_CHAINS, count, -1))
         info = {"rhat_median": float(np.median(rhat)), "rhat_max": float(rhat.max())}
         found[floor] = result._replace(info=result.info | info)
@@ -202,8 +226,10 @@ __all__ = ["METHODS", "Prediction", "exact_gp", "scores"]
 METHODS: dict[str, Method] = {
     "GP": exact_gp,
     "fBNN": ours,
+    "fBNN, sine": ours,
     "GFSVI": ours,
     "MFVI": weight_space(train_mean_field, "elbo"),
+    "MFVI, sine": weight_space(train_mean_field, "elbo", SINE),
     "ensemble": weight_space(train_ensemble, "log_joint"),
     "FSP-Laplace": laplace,
     "NUTS": nuts,

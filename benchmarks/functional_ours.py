@@ -1,9 +1,9 @@
 r"""Functional variational inference of the peers' network, under the prior of the exact process.
 
-The guide is a network of one hidden layer of 50 ReLU units with independent normal weights, or
-that network made linear in them around their means (row "GFSVI"), a Gaussian process; the
-prior of the function is the RBF-ARD process of the highest evidence, learned first, as the row "GP"
-has it. Noise has the peers' prior and a log-normal guide.
+The guide is a network of one hidden layer of 50 ReLU units with independent normal weights (row
+"fBNN, sine": 200 sine units), or that network made linear in them around their means (row "GFSVI"),
+a Gaussian process; the prior of the function is the RBF-ARD process of the highest evidence,
+learned first, as the row "GP" has it. Noise has the peers' prior and a log-normal guide.
 
     E_q[log p(y | f, s) - log q(s)/p(s)] - KL[q(f(X)) || p(f(X))],  X = rows of a batch and M points
 
@@ -25,7 +25,15 @@ from numpyro.contrib.module import eqx_module
 from numpyro.infer import SVI
 
 import implicitppl as ip
-from benchmarks.functional_gp import NOISE_PRIOR, NUM_DRAWS, WIDTH, Prediction, adam, fit_process
+from benchmarks.functional_gp import (
+    ACTIVATIONS,
+    NOISE_PRIOR,
+    NUM_DRAWS,
+    WIDTH,
+    Prediction,
+    adam,
+    fit_process,
+)
 from benchmarks.gp_data import Split
 from benchmarks.gp_methods import Settings
 from implicitppl.infer import (
@@ -58,7 +66,7 @@ class Functional(NamedTuple):
             are so large that Adam, whose second moments remember a thousand steps, hardly moves the
             noise to the end: on energy it ended at twice the residuals.
         process: how the prior is fitted.
-        activation: of the hidden units, by its name in `jax.nn`.
+        activation, width: of the hidden units, one of `ACTIVATIONS`, and their number.
         guide: "network", or "linearised": its expansion around the mean weights, whose moments are
             exact, so that few particles do.
         strength: g of the divergence "regularized", which has this in place of `noise`.
@@ -76,6 +84,7 @@ class Functional(NamedTuple):
     initial_noise: float = 0.5
     process: Settings = Settings(200, 0.1)
     activation: str = "relu"
+    width: int = WIDTH
     guide: str = "network"
     strength: float = 1e-8
 
@@ -106,9 +115,12 @@ def programs(size: int, settings: Functional, start: Any, prior: Any) -> Any:
 
 def network(key: jax.Array, num_inputs: int, settings: Functional) -> ip.processes.Process:
     """Return the guide's process in float32, as it starts."""
-    scale, activation = settings.initial_scale, getattr(jax.nn, settings.activation)
     found = ip.processes.BayesianNetwork(
-        num_inputs, WIDTH, key=key, activation=activation, initial_scale=scale
+        num_inputs,
+        settings.width,
+        key=key,
+        activation=ACTIVATIONS[settings.activation],
+        initial_scale=settings.initial_scale,
     )
     found = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), found)
     return ip.processes.LinearizedNetwork(found) if settings.guide == "linearised" else found
@@ -159,23 +171,31 @@ def objective(
     return -loss_of(whole).loss(key, params, model, guide, x, y, floor)
 
 
+def fitted(split: Split, prior: Any, settings: Functional, floor: float) -> tuple[Any, Prediction]:
+    """Return the guide's parameters, and predictions of the trained guide."""
+    x, y, x_test = (jnp.asarray(a, jnp.float32) for a in (split.x, split.y, split.x_test))
+    begin = time.process_time()
+    least, keys = jnp.asarray(floor, x.dtype), jax.random.split(jax.random.key(split.seed), 3)
+    params = jax.block_until_ready(train(keys[0], x, y, least, prior, settings)[0])
+    info = {"train_seconds": time.process_time() - begin}
+    guide = programs(len(y), settings, network(keys[0], x.shape[1], settings), prior)[1]
+    posterior = function_posterior(guide, params, x, y, least)["f"]
+    values = predict(posterior, keys[1], x_test, NUM_DRAWS).values
+    noise = dist.LogNormal(params["noise_loc"], params["noise_scale"])
+    sd = np.asarray(floor + noise.sample(keys[2], (NUM_DRAWS, 1)), float)
+    info |= {"noise_sd": float(sd.mean()), "posterior_sd": float(np.median(values.std(axis=0)))}
+    return params, Prediction(np.asarray(values, float), sd, info)
+
+
 def ours(split: Split, settings: Functional, floors: Sequence[float]) -> dict[float, Prediction]:
     """Return predictions of functional inference under the process of the highest evidence."""
-    x, y, x_test = (jnp.asarray(a, jnp.float32) for a in (split.x, split.y, split.x_test))
+    x, y = (jnp.asarray(a, jnp.float32) for a in (split.x, split.y))
     begin = time.process_time()
     prior = fit_process(split, settings.process).process
     prior_seconds, found = time.process_time() - begin, {}
     for floor in floors:
-        begin = time.process_time()
-        least, keys = jnp.asarray(floor, x.dtype), jax.random.split(jax.random.key(split.seed), 3)
-        params = jax.block_until_ready(train(keys[0], x, y, least, prior, settings)[0])
-        info = {"train_seconds": time.process_time() - begin, "prior_seconds": prior_seconds}
-        info["objective_all_rows"] = float(objective(params, x, y, least, prior, settings))
-        guide = programs(len(y), settings, network(keys[0], x.shape[1], settings), prior)[1]
-        posterior = function_posterior(guide, params, x, y, least)["f"]
-        values = predict(posterior, keys[1], x_test, NUM_DRAWS).values
-        noise = dist.LogNormal(params["noise_loc"], params["noise_scale"])
-        sd = np.asarray(floor + noise.sample(keys[2], (NUM_DRAWS, 1)), float)
-        info |= {"noise_sd": float(sd.mean()), "posterior_sd": float(np.median(values.std(axis=0)))}
-        found[floor] = Prediction(np.asarray(values, float), sd, info)
+        params, result = fitted(split, prior, settings, floor)
+        at_all_rows = objective(params, x, y, jnp.asarray(floor, x.dtype), prior, settings)
+        info = {"prior_seconds": prior_seconds, "objective_all_rows": float(at_all_rows)}
+        found[floor] = result._replace(info=result.info | info)
     return found

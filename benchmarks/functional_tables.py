@@ -1,4 +1,4 @@
-"""Turns the result files of bench_functional.py and bandits.py into the tables of a docs page.
+"""Turns the result files of the functional benchmarks into the tables of a docs page.
 
     python -m benchmarks.functional_tables             (writes them between the page's markers)
     python -m benchmarks.functional_tables --check     (fails where the page differs)
@@ -24,7 +24,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "functional-benchmarks.md"
 BEGIN, END = "<!-- functional:begin -->", "<!-- functional:end -->"
 OBJECTIVES = ("elbo", "objective_all_rows", "log_joint", "log_evidence")
 OURS, OUR_AGENTS = "fBNN", ("functional", "functional, wide")
-COMPARED = (OURS, "GFSVI", "FSP-Laplace")
+COMPARED = (OURS, "fBNN, sine", "GFSVI", "FSP-Laplace")
 Rows = list[dict[str, Any]]
 
 
@@ -167,6 +167,18 @@ def mixing(rows: Rows) -> str:
     )
 
 
+def weights(rows: Rows) -> str:
+    """Return fits at several weights of the divergence, on held-out training rows."""
+    lines = []
+    for r in rows:
+        of_process = f"{r['process_rmse']:.3f} / {r['process_ll']:.3f}"
+        cells = [r["data"], f"{r['batch_size']} of {r['num_train']}", r["rule"]]
+        cells += [f"{r['weight']:.2f}", f"{r['rmse']:.3f} / {r['ll']:.3f}", of_process]
+        lines.append([*cells, f"{r['posterior_sd']:.3f}", f"{r['noise_sd']:.3f}"])
+    head = ["data", "batch", "rule", "weight", "RMSE / log density", "those of the process"]
+    return table([*head, "sd of the function", "sd of the noise"], lines)
+
+
 def bandits(rows: Rows) -> str:
     """Return regret in percent of uniform by bandit and agent."""
     lines = []
@@ -198,7 +210,13 @@ def bandits_against(rows: Rows) -> str:
     return table(["bandit", "agent", *(f"against {other}" for other in others)], lines)
 
 
-def tables(rows: Rows, longer: Rows, bandit_rows: Rows, speed_rows: Rows | None = None) -> str:
+def tables(
+    rows: Rows,
+    longer: Rows,
+    bandit_rows: Rows,
+    speed_rows: Rows | None = None,
+    weight_rows: Rows | None = None,
+) -> str:
     """Return all tables with their captions."""
     parts = []
     if rows:
@@ -214,6 +232,9 @@ def tables(rows: Rows, longer: Rows, bandit_rows: Rows, speed_rows: Rows | None 
         parts += [head, against(rows, ours)]
     if longer:
         parts += ["### Twice the steps, on one split", convergence(rows, longer)]
+    if weight_rows:
+        head = "### The weight of the divergence, on the held-out training rows of split 1"
+        parts += [head, measured(weight_rows), weights(weight_rows)]
     if speed_rows:
         parts += ["### Cost of a step", measured(speed_rows), speed(speed_rows)]
     if bandit_rows:
@@ -236,8 +257,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--longer", type=Path, default=RESULTS / "functional-steps.jsonl")
     parser.add_argument("--bandits", type=Path, default=RESULTS / "bandits.jsonl")
     parser.add_argument("--speed", type=Path, default=RESULTS / "functional-speed.jsonl")
+    parser.add_argument("--weights", type=Path, default=RESULTS / "functional-weights.jsonl")
     args = parser.parse_args(arguments)
-    files = (args.rows, args.longer, args.bandits, args.speed)
+    files = (args.rows, args.longer, args.bandits, args.speed, args.weights)
     text = tables(*map(read, files))
     if args.print:
         print(text)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from benchmarks import bench_functional, functional_tables
+from benchmarks import bench_functional, functional_tables, functional_weights
 from benchmarks import functional_methods as methods
 from benchmarks.accuracy import RESULTS, read
 from benchmarks.functional_methods import METHODS, Prediction
@@ -57,9 +57,9 @@ def test_the_prior_of_the_network_is_the_one_that_is_stated() -> None:
     # E f(x)^2 = 1 + E relu(u)^2 = 1 + (1 + |x|^2 / D) / 2, for u ~ N(0, 1 + |x|^2 / D).
     num_draws, x = 4000, jnp.array([[1.0, -2.0, 0.5]])
     keys = jax.random.split(jax.random.key(0), 4)
-    parts = zip(keys, methods.shapes(3).items(), strict=True)
+    parts = zip(keys, methods.RELU.shapes(3).items(), strict=True)
     draws = {n: s * jax.random.normal(k, (num_draws, *shape)) for k, (n, (shape, s)) in parts}
-    squares = np.asarray(jax.vmap(lambda w: methods.network(w, x))(draws))[:, 0] ** 2
+    squares = np.asarray(jax.vmap(lambda w: methods.RELU(w, x))(draws))[:, 0] ** 2
     expected = 1 + (1 + 5.25 / 3) / 2
     error = squares.std() / np.sqrt(num_draws)
     assert abs(squares.mean() - expected) < 4 * error
@@ -72,13 +72,14 @@ def test_log_joint_of_the_ensemble_is_that_of_the_model() -> None:
     rng = np.random.default_rng(1)
     x, y = jnp.asarray(rng.standard_normal((6, 3))), jnp.asarray(rng.standard_normal(6))
     weights = {
-        n: jnp.asarray(rng.standard_normal(shape)) for n, (shape, _) in methods.shapes(3).items()
+        n: jnp.asarray(rng.standard_normal(shape))
+        for n, (shape, _) in methods.RELU.shapes(3).items()
     }
     floor, log_noise = jnp.asarray(0.05), jnp.asarray(-1.0)
     expected, _ = log_density(
-        methods.model, (x, y, floor), {}, weights | {"noise": jnp.exp(log_noise)}
+        methods.RELU.model, (x, y, floor), {}, weights | {"noise": jnp.exp(log_noise)}
     )
-    got = methods.log_joint(weights | {"log_noise": log_noise}, x, y, floor)
+    got = methods.RELU.log_joint(weights | {"log_noise": log_noise}, x, y, floor)
     # The density of log s is that of s times s.
     np.testing.assert_allclose(got, expected + log_noise, rtol=1e-5)
 
@@ -137,7 +138,7 @@ def test_quick_tier_learns_and_resumes(tmp_path: Path) -> None:
     bench_functional.main(arguments)
     rows = read(out)
     keys = [tuple(r[k] for k in bench_functional.KEY) for r in rows]
-    assert len(set(keys)) == len(rows) == 5 * 2 * 2
+    assert len(set(keys)) == len(rows) == 6 * 2 * 2
     assert not any("error" in r for r in rows)
     # Learned: better than predicting the training mean, by as much as there is to learn.
     for row in rows:
@@ -155,9 +156,15 @@ def test_nuts_agrees_with_a_conjugate_posterior_where_the_network_is_linear(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Only the output's bias is left: y ~ N(b, (floor + s)^2), b ~ N(0, 1), and s is nearly known.
-    monkeypatch.setattr(methods, "network", lambda w, x: w["b2"] + 0 * x[:, 0])
+    class Bias(methods.Network):
+        def shapes(self, num_inputs: int) -> dict[str, tuple[tuple[int, ...], float]]:
+            return {"b2": ((), 1.0)}
+
+        def __call__(self, weights: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+            return weights["b2"] + 0 * x[:, 0]
+
+    monkeypatch.setattr(methods, "RELU", Bias("relu", 1))
     monkeypatch.setattr(methods, "NOISE_PRIOR", (float(np.log(0.5)), 1e-3))
-    monkeypatch.setattr(methods, "shapes", lambda num_inputs: {"b2": ((), 1.0)})
     rng = np.random.default_rng(3)
     y = 0.4 + 0.5 * rng.standard_normal(20)
     data = split("diabetes", 1)._replace(x=np.ones((20, 2)), y=y, x_test=np.ones((1, 2)))
@@ -201,6 +208,23 @@ def test_tables_keep_floors_apart_and_name_failures() -> None:
     assert "| yacht | 0 | 2.000 / -2.000 | 1.000 / -1.000 |" in text
     assert "| yacht | 277 | GP | 1,000 | 2.0 |" in text, "the first fit compiles"
     assert text.endswith("Failed: yacht 2, MFVI: ValueError: no.")
+
+
+def test_weights_are_judged_on_the_last_training_rows() -> None:
+    whole = split("diabetes", 1)
+    held = functional_weights.held_out(whole)
+    np.testing.assert_array_equal(np.concatenate([held.y, held.y_test]), whole.y)
+    np.testing.assert_array_equal(np.concatenate([held.x, held.x_test]), whole.x)
+    assert len(held.y_test) == len(whole.y) // 10
+
+
+def test_weights_are_shown_beside_the_process() -> None:
+    more = {"rule": "N/B", "weight": 4.0, "batch_size": 64, "posterior_sd": 0.5}
+    text = functional_tables.weights([row("fBNN", 1, process_rmse=0.7, process_ll=0.2, **more)])
+    assert (
+        "| yacht | 64 of 277 | N/B | 4.00 | 1.000 / -1.000 | 0.700 / 0.200 | 0.500 | 0.100 |"
+        in text
+    )
 
 
 def test_longer_training_is_compared_on_the_same_split() -> None:
