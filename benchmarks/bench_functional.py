@@ -26,7 +26,7 @@ import jax
 from benchmarks.accuracy import RESULTS, append, provenance, read
 from benchmarks.functional_gp import scores
 from benchmarks.functional_laplace import Laplace
-from benchmarks.functional_methods import METHODS
+from benchmarks.functional_methods import METHODS, SINE
 from benchmarks.functional_ours import Functional
 from benchmarks.gp_data import BUNDLED, Split, split
 from benchmarks.gp_methods import Settings
@@ -53,7 +53,6 @@ LINEARISED = BATCHES._replace(
 """At 160 points the noise of the divergence is .001 of the prior's standard deviation."""
 LARGER = LINEARISED._replace(num_steps=1500, batch_size=256, strength=3.47e-7, weight=2.0)
 """At 288 points it is .01."""
-SINE: dict[str, Any] = {"activation": "sin", "width": 200}
 SETTINGS: dict[str, dict[str, Any]] = {
     "yacht": {
         "GP": Settings(1000, 0.05),
@@ -83,7 +82,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "kin8nm": {
         "GP": Settings(200, 0.1),
         "fBNN": BATCHES._replace(noise=0.01, weight=4.8),
-        "fBNN, sine": BATCHES._replace(noise=0.01, weight=3.0, **SINE),
+        "fBNN, sine": BATCHES._replace(noise=0.01, weight=3.0, **SINE._asdict()),
         "GFSVI": LARGER,
         "MFVI": Settings(10_000, 0.01),
         "MFVI, sine": Settings(10_000, 0.01),

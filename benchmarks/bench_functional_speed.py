@@ -47,10 +47,7 @@ def weight_model(batch: int) -> Callable[..., None]:
     """Return the peers' model, of batches."""
 
     def model(x: jax.Array, y: jax.Array, floor: jax.Array) -> None:
-        weights = {
-            name: numpyro.sample(name, dist.Normal(jnp.zeros(shape), scale).to_event(len(shape)))
-            for name, (shape, scale) in RELU.shapes(x.shape[1]).items()
-        }
+        weights = RELU.sample(x.shape[1])
         noise = numpyro.sample("noise", dist.LogNormal(*NOISE_PRIOR))
         with numpyro.plate("data", len(y), subsample_size=batch) as rows:
             numpyro.sample("y", dist.Normal(RELU(weights, x[rows]), floor + noise), obs=y[rows])

@@ -69,6 +69,13 @@ class Network(NamedTuple):
             "b2": ((), 1.0),
         }
 
+    def sample(self, num_inputs: int) -> dict[str, jax.Array]:
+        """Sample the parameters from their prior, a NumPyro site each."""
+        return {
+            name: numpyro.sample(name, dist.Normal(jnp.zeros(shape), scale).to_event(len(shape)))
+            for name, (shape, scale) in self.shapes(num_inputs).items()
+        }
+
     def __call__(self, weights: dict[str, jax.Array], x: jax.Array) -> jax.Array:
         """Return the outputs (N,)."""
         units = ACTIVATIONS[self.activation](x @ weights["w1"] + weights["b1"])
@@ -76,10 +83,7 @@ class Network(NamedTuple):
 
     def model(self, x: jax.Array, y: jax.Array, floor: jax.Array) -> None:
         """The network as a NumPyro model."""
-        weights = {
-            name: numpyro.sample(name, dist.Normal(jnp.zeros(shape), scale).to_event(len(shape)))
-            for name, (shape, scale) in self.shapes(x.shape[1]).items()
-        }
+        weights = self.sample(x.shape[1])
         noise = numpyro.sample("noise", dist.LogNormal(*NOISE_PRIOR))
         numpyro.sample("y", dist.Normal(self(weights, x), floor + noise).to_event(1), obs=y)
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from benchmarks import bench_functional, functional_tables, functional_weights
+from benchmarks import bench_functional, functional_ours, functional_tables, functional_weights
 from benchmarks import functional_methods as methods
 from benchmarks.accuracy import RESULTS, read
+from benchmarks.functional_gp import fit_process
 from benchmarks.functional_methods import METHODS, Prediction
 from benchmarks.functional_ours import Functional
 from benchmarks.gp_data import split
@@ -64,6 +65,32 @@ def test_the_prior_of_the_network_is_the_one_that_is_stated() -> None:
     error = squares.std() / np.sqrt(num_draws)
     assert abs(squares.mean() - expected) < 4 * error
     assert abs(squares.mean() - (expected - 1)) > 4 * error  # without the output's bias
+
+
+def test_the_network_of_sine_units_is_that_of_guide_and_weight_space() -> None:
+    # One set of weights, once in NumPy, once in weight space and once as the mean of the guide.
+    settings = bench_functional.SETTINGS["kin8nm"]["fBNN, sine"]._replace(initial_scale=1e-6)
+    guide: Any = functional_ours.network(jax.random.key(0), 3, settings)
+    first, last = guide.layers
+    x = np.random.default_rng(5).standard_normal((7, 3)).astype(np.float32)
+    expected = np.sin(x @ np.asarray(first.weight).T + first.bias) @ np.asarray(last.weight)[0]
+    np.testing.assert_allclose(guide.draw(jax.random.key(1), 1)(x)[0], expected, atol=1e-3)
+    weights = {"w1": first.weight.T, "b1": first.bias, "w2": last.weight[0], "b2": last.bias[0]}
+    np.testing.assert_allclose(methods.SINE(weights, jnp.asarray(x)), expected, atol=1e-5)
+    shapes = {name: shape for name, (shape, _) in methods.SINE.shapes(3).items()}
+    assert shapes == {name: value.shape for name, value in weights.items()}
+    assert first.weight.shape == (200, 3)
+
+
+def test_the_weight_of_the_rule_is_between_1_and_n_over_b() -> None:
+    data = functional_weights.held_out(split("diabetes", 1))
+    settings = bench_functional.SETTINGS["diabetes"]["fBNN"]
+    with jax.enable_x64(True):
+        fit = fit_process(data, settings.process)
+        found = functional_weights.weights(data, settings, fit)
+        # More of the rows in a batch see more of the divergence.
+        larger = functional_weights.weights(data, settings._replace(batch_size=256), fit)
+    assert 1 < larger["batch_weight"] < found["batch_weight"] < found["N/B"] == len(data.y) / 64
 
 
 def test_log_joint_of_the_ensemble_is_that_of_the_model() -> None:

@@ -60,8 +60,7 @@ def batch_weight(
         ValueError: if B is not between 1 and N, a process is not Gaussian, or the divergence is
             another one.
 
-    Cost O((N + M)^3), once, and O(num_batches (B + M)^3). Beyond a few thousand rows give a random
-    part of them and as small a part of B, which the ratio depends on little.
+    Cost O((N + M)^3) time and O((N + M)^2) memory, once, and O(num_batches (B + M)^3).
 
     Example:
         >>> import jax

@@ -53,9 +53,10 @@ def test_it_is_1_where_a_batch_determines_the_function():
 
 @pytest.mark.parametrize("divergence", [GaussianKL(0.03), RegularizedKL(1e-5)], ids=str)
 def test_losses_of_batches_have_the_bound_at_all_rows_as_their_mean(divergence):
-    # At the posterior that the weight was made for; with weight 1 the bound is missed.
+    # At the posterior that the weight was made for; with weight 1 the bound is missed. The points
+    # lie among the data, where they add to the divergence of a batch.
     x, y = data(0.5)
-    held = HeldInputs(np.array([[-1.0], [20.0]]))
+    held = HeldInputs(np.array([[1.2], [4.3], [7.7], [10.1]]))
     prior = GaussianProcess(RBF())
     posterior = prior.condition(x, y, NOISE)
     options = {"measurement": held, "divergence": divergence}
@@ -82,6 +83,34 @@ def test_losses_of_batches_have_the_bound_at_all_rows_as_their_mean(divergence):
     right, wrong = losses(BATCH, weight, 20, 2500), losses(BATCH, 1.0, 20, 2500)
     assert abs(right.mean() - whole) < 4 * right.std() / 50
     assert abs(wrong.mean() - whole) > 8 * wrong.std() / 50
+
+
+@pytest.mark.parametrize("divergence", [GaussianKL(0.6), RegularizedKL(1e-2)], ids=str)
+def test_it_is_the_ratio_of_the_divergences_that_it_is_given(divergence):
+    # Noise as large as this changes the ratio, and so do points among the data.
+    x, y = data(0.5)
+    held = np.array([[1.2], [4.3], [7.7], [10.1]])
+    prior = GaussianProcess(RBF())
+    posterior = prior.condition(x, y, NOISE)
+
+    def kl(rows: np.ndarray) -> float:
+        at = np.concatenate([rows, held])
+        mean, inner, outer = (
+            np.asarray(a, float)
+            for a in (posterior.mean_at(at), posterior.covariance(at), prior.covariance(at))
+        )
+        noise = divergence.noise**2 if isinstance(divergence, GaussianKL) else 1e-2 * len(at)
+        inner, outer = inner + noise * np.eye(len(at)), outer + noise * np.eye(len(at))
+        square = np.trace(np.linalg.solve(outer, inner)) + mean @ np.linalg.solve(outer, mean)
+        return 0.5 * (square - len(at) + np.linalg.slogdet(outer)[1] - np.linalg.slogdet(inner)[1])
+
+    rng = np.random.default_rng(2)
+    batches = [kl(rng.permutation(x)[:BATCH]) for _ in range(300)]
+    options = {"measurement": HeldInputs(held), "divergence": divergence}
+    weight = batch_weight(prior, posterior, x, BATCH, key=KEY, num_batches=300, **options)
+    error = 2**0.5 * np.std(batches) / np.mean(batches) / 300**0.5
+    assert float(weight) == pytest.approx(kl(x) / np.mean(batches), rel=4 * error)
+    assert 4 * error < 0.1
 
 
 @pytest.mark.parametrize(
