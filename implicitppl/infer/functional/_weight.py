@@ -57,8 +57,9 @@ def batch_weight(
         num_batches: how many are averaged.
 
     Raises:
-        ValueError: if B is not between 1 and N, a process is not Gaussian, or the divergence is
-            another one.
+        ValueError: if B is not between 1 and N, a process is not Gaussian, the two have other
+            numbers of outputs or do not differ (a posterior that was not conditioned), or the
+            divergence is another one.
 
     Cost O((N + M)^3) time and O((N + M)^2) memory, once, and O(num_batches (B + M)^3).
 
@@ -83,9 +84,16 @@ def batch_weight(
         raise ValueError(
             f"`divergence` must be `GaussianKL` or `RegularizedKL`; got {type(rule).__name__}."
         )
+    sizes = []
     for name, process in (("prior", prior), ("posterior", posterior)):
-        if exact_moments(process, points[:1]) is None:
+        moments = exact_moments(process, points[:1])
+        if moments is None:
             raise ValueError(f"`{name}` must be a Gaussian process, whose moments are known.")
+        sizes.append(moments.mean.size)
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"`prior` and `posterior` must have as many outputs; got {sizes[0]} and {sizes[1]}."
+        )
 
     def divergence_of(rows: Array, key: PRNGKeyArray) -> Array:
         at = jnp.concatenate([rows, measurement_points(measurement, key, rows)])
@@ -99,5 +107,11 @@ def batch_weight(
         return divergence_of(rows, point_key)
 
     whole_key, batch_key = jax.random.split(key)
-    batches = jax.lax.map(of_batch, jax.random.split(batch_key, num_batches))
-    return divergence_of(points, whole_key) / jnp.mean(batches)
+    of_batches = jnp.mean(jax.lax.map(of_batch, jax.random.split(batch_key, num_batches)))
+    rounding = size * jnp.finfo(of_batches.dtype).eps ** 0.5
+    if not isinstance(of_batches, jax.core.Tracer) and of_batches <= rounding:
+        raise ValueError(
+            f"`posterior` must differ from `prior`: their divergence at a batch is "
+            f"{float(of_batches):.2g} nats. Is it `prior.condition(x, y, noise_scale)`?"
+        )
+    return divergence_of(points, whole_key) / of_batches

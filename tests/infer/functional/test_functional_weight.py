@@ -16,7 +16,7 @@ from implicitppl.infer import (
     batch_weight,
 )
 from implicitppl.kernels import RBF, Linear
-from implicitppl.processes import GaussianProcess, ImplicitProcess
+from implicitppl.processes import GaussianProcess, ImplicitProcess, stack
 
 KEY = jax.random.key(0)
 SIZE, BATCH, NOISE = 24, 6, 0.3
@@ -125,8 +125,10 @@ def test_it_is_the_ratio_of_the_divergences_that_it_is_given(divergence):
             "`prior` must be a Gaussian process",
         ),
         ({"x": jnp.array([jnp.nan])}, "`x` must be finite"),
+        ({"posterior": GaussianProcess(RBF())}, r"must differ from `prior`.*condition\(x, y"),
+        ({"prior": stack([GaussianProcess(RBF())] * 2)}, "as many outputs; got 2 and 1"),
     ],
-    ids=["more than rows", "none", "divergence", "batches", "implicit", "nan"],
+    ids=["too many", "none", "divergence", "batches", "implicit", "nan", "prior", "outputs"],
 )
 def test_what_it_cannot_use_is_refused(changes, message):
     x, y = data(0.5)
