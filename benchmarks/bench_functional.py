@@ -91,8 +91,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "protein": {
         "GP": Settings(200, 0.1),
+        "fBNN": BATCHES._replace(noise=0.01, weight=2.9),
         "MFVI": Settings(10_000, 0.01),
         "ensemble": Settings(5000, 0.01),
+        "FSP-Laplace": Laplace(3000, 0.01, 1e-4),
     },
     BUNDLED: {
         "GP": Settings(60, 0.1),

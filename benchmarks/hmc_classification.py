@@ -20,6 +20,7 @@ Each row has its `cpu_seconds`, compilation included. Rows that the result file 
 
 import argparse
 import functools
+import itertools
 import time
 import zlib
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from benchmarks.gp_classification import (
     AMPLITUDE_PRIOR,
     BUNDLED,
     LENGTH_PRIOR,
+    SWEEPS,
     UCI,
     Evidence,
     joint,
@@ -54,7 +56,7 @@ SIZES = {"score_hmc": (500, 4000), "random_walk": (1500, 4500)}
 QUICK_SIZES = {"score_hmc": (100, 150), "random_walk": (150, 300)}
 REFERENCE = (10, 500, 1500)  # chains, warm-up, draws
 NUM_ESTIMATES = 200
-KEY = ("problem", "method", "particles", "seed")
+KEY = ("problem", "method", "sweeps", "particles", "seed")
 Sizes = tuple[int, int]
 
 
@@ -173,11 +175,11 @@ def run_nuts(x: np.ndarray, y: np.ndarray, chains: int, warmup: int, num: int) -
 
 
 def row_of(
-    key: tuple[str, str, int, int], x: np.ndarray, y: np.ndarray, true: Truth, sizes: Sizes
+    key: tuple[str, str, int, int, int], x: np.ndarray, y: np.ndarray, true: Truth, sizes: Sizes
 ) -> dict[str, Any]:
     """Return the row of one run."""
-    _, method, particles, seed = key
-    evidence = Evidence(x, y, particles)
+    _, method, sweeps, particles, seed = key
+    evidence = Evidence(x, y, particles, sweeps)
     start = time.process_time()
     run = METHODS[method](evidence, seed, sizes)
     seconds = time.process_time() - start
@@ -194,7 +196,7 @@ def noise(evidence: Evidence, theta: np.ndarray) -> float:
     return float(np.std([evidence(rng, theta) for _ in range(NUM_ESTIMATES)]))
 
 
-KEYS = {"problem": "problem", "method": "method", "particles": "K"}
+KEYS = {"problem": "problem", "method": "method", "sweeps": "EP sweeps", "particles": "K"}
 NOISE = {"noise": lambda r: f"{r['noise']:.2f}"}
 
 
@@ -210,6 +212,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--problems", nargs="+", choices=[*BUNDLED, *UCI], help="default: bundled")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--particles", type=int, nargs="+", default=[256])
+    parser.add_argument("--sweeps", type=int, nargs="+", default=[SWEEPS], help="0: Laplace")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from 0")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of NUTS references")
     parser.add_argument("--quick", action="store_true", help="iris, short runs and reference")
@@ -230,14 +233,12 @@ def main() -> None:
     for name in args.problems:
         x, y = load(name, args.data)
         true = truth(name, x, y, args.cache, reference)
-        for seed in range(args.seeds):
-            for particles in args.particles:
-                for method in args.methods:
-                    key = (name, method, particles, seed)
-                    if key not in done:
-                        row = row_of(key, x, y, true, sizes[method])
-                        append(args.out, row)
-                        print(report([row]).splitlines()[-1], flush=True)
+        settings = itertools.product(args.methods, args.sweeps, args.particles, range(args.seeds))
+        for key in ((name, *setting) for setting in settings):
+            if key not in done:
+                row = row_of(key, x, y, true, sizes[key[1]])
+                append(args.out, row)
+                print(report([row]).splitlines()[-1], flush=True)
     print(report(read(args.out)))
 
 
