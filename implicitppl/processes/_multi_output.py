@@ -5,6 +5,7 @@
 where all of the processes have a density; without one otherwise.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -39,7 +40,8 @@ class MultiOutput(Process):
     """A function of which each output is drawn from a process of its own.
 
     Args:
-        processes: one for each output; one that has P outputs itself takes P places.
+        processes: one for each output; one that has P outputs itself takes P places, and a stack
+            of them stands for its parts.
 
     Where all are Gaussian, values have a density, the sum over outputs; otherwise none.
 
@@ -58,12 +60,14 @@ class MultiOutput(Process):
     processes: tuple[Process, ...]
 
     def __init__(self, processes: Sequence[Process | Any]):
-        self.processes = tuple(processes)
-        if not self.processes:
+        given = tuple(processes)
+        if not given:
             raise ValueError("`processes` must hold at least one process; got none.")
-        for process in self.processes:
+        for process in given:
             if not isinstance(process, Process):
                 raise ValueError(f"`processes` must be processes; got {process!r}.")
+        parts = (p.processes if isinstance(p, MultiOutput) else (p,) for p in given)
+        self.processes = tuple(itertools.chain.from_iterable(parts))
 
     @property
     def has_weight_space(self) -> bool:

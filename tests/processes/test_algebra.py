@@ -111,6 +111,14 @@ def test_a_stack_of_gaussians_has_the_density_of_independent_outputs():
     assert abs(float(across)) < 4 / 4000**0.5  # equal processes, independent outputs
 
 
+def test_a_stack_in_a_stack_stands_for_its_parts():
+    first, second = priors()
+    nested, flat = stack([stack([first, second]), first]), stack([first, second, first])
+    assert isinstance(nested(X), StackedValues) and nested(X).event_shape == (5, 3)
+    y = nested(X).sample(KEY)
+    np.testing.assert_allclose(nested(X).log_prob(y), flat(X).log_prob(y))
+
+
 def test_a_stack_with_an_implicit_output_has_no_density():
     process = stack([PiecewiseConstant(), GaussianProcess(RBF())])
     assert process(X).event_shape == (5, 2)

@@ -29,7 +29,7 @@ from implicitppl.infer.functional._divergence import (
     RegularizedKL,
 )
 from implicitppl.infer.functional._measurement import DataNoise, Measurement
-from implicitppl.infer.functional._particles import Call, Step, run_particles
+from implicitppl.infer.functional._particles import Call, Step, dependence_named, run_particles
 from implicitppl.infer.functional._report import FunctionalReport, caveats, growth
 from implicitppl.infer.functional._score import ScoreKL
 from implicitppl.linalg import check_non_negative
@@ -62,9 +62,10 @@ class FunctionalELBO(ELBO):
             in float32 are within 1% at 100 points of a smooth kernel.
 
     Raises:
-        ValueError: for values outside their range. When traced: for a function inside a plate, a
-            subsampled plate that the guide lacks, sites that do not match, a prior or inputs that
-            depend on a latent variable, discrete or implicit sites that are no functions.
+        ValueError: for values outside their range. When traced: for a function inside a plate,
+            transformed or masked, a subsampled plate that the guide lacks, sites or scales that do
+            not match, a prior or inputs that depend on a latent variable, discrete or implicit
+            sites that are no functions.
 
     Cost of a step: S evaluations of the guide's functions at n points, O(n^3) for the moments, and
     for scores a decomposition of S x S. A second step with equal shapes compiles nothing.
@@ -130,7 +131,8 @@ class FunctionalELBO(ELBO):
         total = jnp.zeros(())
         for index, found in enumerate(step.compared.values()):
             key = jax.random.fold_in(divergence_key, index)
-            total = total + self.divergence(found.pair(key), key)
+            with dependence_named():
+                total = total + found.scale * self.divergence(found.pair(key), key)
         loss = step.loss + self._weight(step) * total
         return {"loss": loss, "mutable_state": step.mutable or None}
 
@@ -162,11 +164,13 @@ class FunctionalELBO(ELBO):
         if strength is None:
             strength = getattr(self.divergence, "strength", STRENGTH)
         step = self._step(rng_key, params, model, guide, args, kwargs)
-        values, growths, warnings, exact = [], [], [], []
+        values, scales, growths, warnings, exact = [], [], [], [], []
         for index, (name, found) in enumerate(step.compared.items()):
             key = jax.random.fold_in(rng_key, index)
-            pair = found.pair(key)
-            values.append(float(self.divergence(pair, key)))
+            with dependence_named():
+                pair = found.pair(key)
+            values.append(float(found.scale * self.divergence(pair, key)))
+            scales.append(float(found.scale))
             exact.append(pair.is_exact)
             warnings += caveats(name, pair, self.divergence.added_variance(pair))
             if not with_growth:
@@ -178,7 +182,7 @@ class FunctionalELBO(ELBO):
             )
         weight = self._weight(step)
         return FunctionalReport(
-            objective=_objective(weight, step.batch_ratio),
+            objective=_objective(weight, step.batch_ratio, scales),
             divergence=self.divergence.describe(),
             weight=weight,
             num_particles=self.num_particles,
@@ -202,7 +206,14 @@ class FunctionalELBO(ELBO):
         return run_particles(call, self.measurement, self.num_particles, key)
 
     def _weight(self, step: Step) -> float:
-        return step.batch_ratio if isinstance(self.weight, str) else float(self.weight)
+        if not isinstance(self.weight, str):
+            return float(self.weight)
+        if not step.is_one_batch:
+            raise ValueError(
+                'weight="N/B" is the ratio of one minibatch; this model subsamples plates that '
+                "hold different observations. Give the weight as a number."
+            )
+        return step.batch_ratio
 
 
 def _divergence(
@@ -229,10 +240,12 @@ def _divergence(
     return GaussianKL(level) if divergence == "gaussian" else GridKL(noise=level)
 
 
-def _objective(weight: float, ratio: float) -> str:
+def _objective(weight: float, ratio: float, scales: list[float]) -> str:
     """Return in words what the loss is."""
     if ratio != 1:
         return "objective of a minibatch (no bound: functions are compared on part of the inputs)"
+    if any(scale != 1 for scale in scales):
+        return "negative functional ELBO under `handlers.scale` (a bound only of what it says)"
     if weight != 1:
         return f"negative functional ELBO with divergence weighted by {weight:g} (no bound)"
     return "negative functional ELBO (estimate; a bound as far as the divergence is exact)"

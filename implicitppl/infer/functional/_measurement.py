@@ -78,7 +78,8 @@ class DataNoise(eqx.Module):
     Args:
         num_points: M.
         scale: standard deviation of the noise, (D,) or a number, in units of the inputs; None for
-            half the standard deviation of each coordinate of `inputs`, or of the model's inputs.
+            half the standard deviation of each coordinate of `inputs`, or of the model's inputs
+            (half a unit where these are one row, which would be compared alone).
         inputs: (N, D) rows to draw from; None for those that the model uses at the step.
 
     The default of `FunctionalELBO`: it stays near the data in any number of coordinates.
@@ -109,9 +110,15 @@ class DataNoise(eqx.Module):
         """Return noisy rows."""
         row_key, noise_key = jax.random.split(key)
         rows = x if self.inputs is None else self.inputs.astype(x.dtype)
-        scale = HALF * jnp.std(rows, axis=0) if self.scale is None else self.scale.astype(x.dtype)
+        scale = _half_spread(rows) if self.scale is None else self.scale.astype(x.dtype)
         chosen = rows[jax.random.randint(row_key, (self.num_points,), 0, rows.shape[0])]
         return chosen + scale * jax.random.normal(noise_key, chosen.shape, x.dtype)
+
+
+def _half_spread(rows: Float[Array, "N D"]) -> Float[Array, " D"]:
+    """Return half the deviation of each coordinate, half a unit where no coordinate varies."""
+    some = jnp.any(rows != rows[0])  # a rounded deviation of equal numbers is not always 0
+    return HALF * jnp.where(some, jnp.std(rows, axis=0), 1.0)
 
 
 class HeldInputs(eqx.Module):

@@ -5,7 +5,8 @@ processes and inputs must not, or there would be no two distributions to compare
 unmapped (`out_axes=None`), which JAX refuses for what depends on a particle's key.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -23,10 +24,13 @@ from implicitppl.infer.functional._measurement import measurement_points
 from implicitppl.infer.functional._sites import (
     batch_ratio,
     check_functions,
+    check_scales,
     function_draws,
     function_values,
     is_function,
+    is_one_batch,
     joined,
+    without_functions,
 )
 from implicitppl.processes import Process
 
@@ -50,6 +54,7 @@ class Comparison(NamedTuple):
         values: (S, n) the guide's functions there; several outputs follow each other.
         guide: the guide's process.
         prior: the model's process.
+        scale: what `handlers.scale` multiplies the divergence by.
     """
 
     x: Array
@@ -57,6 +62,7 @@ class Comparison(NamedTuple):
     values: Array
     guide: Process
     prior: Process
+    scale: Array
 
     def pair(self, key: PRNGKeyArray) -> Pair:
         """Return moments and draws of both sides; the key is for draws of the prior."""
@@ -71,12 +77,14 @@ class Step(NamedTuple):
         loss: minus the log density of everything that is no function, averaged over particles.
         compared: name -> what to compare.
         batch_ratio: N / B of subsampled plates.
+        is_one_batch: whether all of those hold the same observations.
         mutable: mutable state.
     """
 
     loss: Array
     compared: dict[str, Comparison]
     batch_ratio: float
+    is_one_batch: bool
     mutable: Params
 
 
@@ -89,9 +97,10 @@ class _Own(NamedTuple):
 
 
 class _Shared(NamedTuple):
-    """What must not: inputs, and arrays of priors and guides."""
+    """What must not: inputs, scales, and arrays of priors and guides."""
 
     x: dict[str, Array]
+    scales: dict[str, Array]
     priors: dict[str, Any]
     guides: dict[str, Any]
 
@@ -103,6 +112,7 @@ class _Static(NamedTuple):
     guides: dict[str, Any]
     num_inputs: dict[str, int]
     batch_ratio: float
+    is_one_batch: bool
 
 
 def run_particles(
@@ -136,11 +146,22 @@ def run_particles(
             flat(own.values[name]),
             eqx.combine(shared.guides[name], static.guides[name]),
             eqx.combine(shared.priors[name], static.priors[name]),
+            shared.scales[name],
         )
         for name in shared.x
     }
     mutable = jax.tree.map(merge_mutable, own.mutable)
-    return Step(jnp.mean(own.loss), compared, static.batch_ratio, mutable)
+    loss = jnp.mean(own.loss)
+    return Step(loss, compared, static.batch_ratio, static.is_one_batch, mutable)
+
+
+@contextmanager
+def dependence_named() -> Iterator[None]:
+    """Say it in words where a process holds on to a particle's latent variable in a closure."""
+    try:
+        yield
+    except jax.errors.UnexpectedTracerError as error:
+        raise ValueError(_DEPENDS) from error
 
 
 _DEPENDS = (
@@ -171,7 +192,7 @@ def _particle(
     with shared_plates(key=plate_key), given:
         model_trace = handlers.trace(substituted).get_trace(*call.args, **call.kwargs)
     check_functions(model_trace, guide_trace)
-    check_model_guide_match(model_trace, guide_trace)
+    check_model_guide_match(without_functions(model_trace), without_functions(guide_trace))
     mutable.update(mutable_sites(model_trace))
     loss = _explicit(guide_trace) - _explicit(model_trace)
     x, values = {}, {}
@@ -183,9 +204,19 @@ def _particle(
         values[name] = jnp.concatenate(seen, axis=0)
     priors = {name: eqx.partition(a.prior, eqx.is_array) for name, a in given.asked.items()}
     guides = {name: eqx.partition(drawn.processes[name], eqx.is_array) for name in given.asked}
-    shared = _Shared(x, _part(priors, 0), _part(guides, 0))
+    scales = {
+        name: jnp.asarray(check_scales(name, [*a.scales, *drawn.scales[name]]), float)
+        for name, a in given.asked.items()
+    }
+    shared = _Shared(x, scales, _part(priors, 0), _part(guides, 0))
     sizes = {name: sum(len(part) for part in a.x) for name, a in given.asked.items()}
-    static = _Static(_part(priors, 1), _part(guides, 1), sizes, batch_ratio(model_trace))
+    static = _Static(
+        _part(priors, 1),
+        _part(guides, 1),
+        sizes,
+        batch_ratio(model_trace),
+        is_one_batch(model_trace),
+    )
     return _Own(loss, values, mutable), shared, static
 
 

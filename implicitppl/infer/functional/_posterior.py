@@ -85,7 +85,10 @@ class FunctionSamples(eqx.Module):
         return (flat - jnp.mean(flat, axis=0)) / math.sqrt(flat.shape[0] - 1)
 
     def covariance(self, rows: ArrayLike, columns: ArrayLike | None = None) -> Array:
-        """Return the covariance of some values with others, by their indices, (A, B)."""
+        """Return the covariance of some values with others, by their indices, (A, B).
+
+        Of P outputs, value p of input i has index i P + p.
+        """
         factor = self.factor
         left = factor[:, jnp.asarray(rows)]
         right = left if columns is None else factor[:, jnp.asarray(columns)]
@@ -99,20 +102,21 @@ class FunctionSamples(eqx.Module):
         return logsumexp(each, axis=0) - math.log(self.values.shape[0])
 
     def joint_log_prob(self, y: ArrayLike, noise_scale: ArrayLike) -> Float[Array, ""]:
-        """Return log N(y; mean, covariance + noise^2 I) of all outputs together.
+        """Return log N(y; mean, covariance + diag(noise^2)) of all outputs together.
 
-        By the Woodbury identity: O(S^2 N), nothing of size N x N. A normal law with the moments of
-        the draws; with fewer functions than outputs it holds for the directions that they span.
+        `noise_scale` is a number, or has one for every value of `mean`. By the Woodbury identity:
+        O(S^2 N), nothing of size N x N. A normal law with the moments of the draws; with fewer
+        functions than outputs it holds for the directions that they span.
         """
-        factor = self.factor / noise_scale
-        residual = (jnp.asarray(y) - self.mean).reshape(-1) / noise_scale
+        scale = jnp.broadcast_to(jnp.asarray(noise_scale), self.mean.shape).reshape(-1)
+        factor = self.factor / scale
+        residual = (jnp.asarray(y) - self.mean).reshape(-1) / scale
         inner = jnp.eye(factor.shape[0], dtype=factor.dtype) + factor @ factor.T
         root = safe_cholesky(inner).factor
         # (I + R'R)^-1 = I - R' A^-1 R and det(I + R'R) = det A, with A = I + RR'.
         seen = solve_triangular(root, factor @ residual, lower=True)
         square = jnp.sum(residual**2) - jnp.sum(seen**2)
-        size = residual.shape[0]
-        constant = 0.5 * size * math.log(2 * math.pi) + size * jnp.log(jnp.asarray(noise_scale))
+        constant = 0.5 * residual.size * math.log(2 * math.pi) + jnp.sum(jnp.log(scale))
         return -0.5 * square - jnp.sum(jnp.log(jnp.diagonal(root))) - constant
 
 
@@ -123,7 +127,9 @@ def predict(
 
     Args:
         process: as `function_posterior` gives it.
-        key: of the draws; the same key gives the same functions.
+        key: of the draws. Where the process has a weight space the same key gives the same
+            functions in another call; those of a Gaussian process without one are made for the
+            inputs of this call. To ask them again, keep `process.draw(key, num_samples)`.
         x: (N, D) or (N,) inputs.
         num_samples: S.
 

@@ -26,6 +26,7 @@ from implicitppl.processes import Process
 MULTIPLES = (1, 2, 4)
 DRAWS_PER_POINT, MIN_DRAWS = 5, 1000
 NOISE_SHARE = 0.5
+PRIOR_EXCESS = 0.5
 
 
 class Growth(NamedTuple):
@@ -112,11 +113,35 @@ def caveats(name: str, pair: Pair, noise_variance: Array) -> list[str]:
             f"'{name}': {num_particles} particles at {num_points} values overstate the divergence "
             f"by up to {excess:.3g} nats, where the noise does not limit it. Take more particles."
         )
+    if pair.draws is not None:
+        found += drawn_prior(name, pair, noise_variance)
     if not bool(smallest > 0):
         found.append(
             f"'{name}': the particles do not vary at some point: the guide has collapsed there."
         )
     return found
+
+
+def drawn_prior(name: str, pair: Pair, noise_variance: Array) -> list[str]:
+    """Return what is to be said of a prior whose moments are those of draws, if it matters.
+
+    The inverse of a covariance of S draws is too large by (S - 1) / (S - d - 2) on average, in the
+    d directions in which the prior varies more than the noise.
+    """
+    if pair.draws is None:
+        return []
+    num_draws = pair.draws.shape[0]
+    spectrum = jnp.maximum(jnp.linalg.eigvalsh(pair.prior.covariance), 0.0)
+    freedom = round(float(jnp.sum(spectrum / (spectrum + noise_variance))))
+    share = (freedom + 1) / (num_draws - freedom - 2)
+    excess = 0.5 * freedom * share - float(overstatement(num_draws, freedom))
+    if excess < PRIOR_EXCESS:
+        return []
+    return [
+        f"'{name}': the prior's moments are those of {num_draws} draws at {len(spectrum)} values; "
+        f"that overstates the divergence by about {excess:.2g} nats, and by {100 * share:.0f}% of "
+        "what the guide's mean contributes."
+    ]
 
 
 def overstatement(num_particles: int, num_points: int) -> Array:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 from numpyro.primitives import Messenger
 
@@ -44,17 +46,59 @@ def check_plates(site: Site) -> None:
 
 
 def check_site(site: Site) -> None:
-    """Refuse a function inside a plate, and one with noise in its values.
+    """Refuse what would not be the values of one function, as the process draws them.
 
     Raises:
-        ValueError: if it is either.
+        ValueError: if the site is in a plate, is noisy, masked, or wrapped in anything.
     """
     check_plates(site)
-    if getattr(innermost(site["fn"]), "is_noisy", False):
+    values, name = innermost(site["fn"]), site["name"]
+    if getattr(values, "is_noisy", False):
         raise ValueError(
-            f"Function site '{site['name']}' is latent and has `noise_scale`: noise is no function "
+            f"Function site '{name}' is latent and has `noise_scale`: noise is no function "
             f"of x. Draw `process(x)`, and put the noise into the likelihood."
         )
+    if site["fn"] is not values:
+        raise ValueError(
+            f"Function site '{name}' is a process inside {type(site['fn']).__name__}, and "
+            "functions are compared as the process draws them. Draw "
+            f"`f = numpyro.sample('{name}', process(x))`, and transform f, or mask the "
+            "likelihood, in the model; several functions are `processes.stack`."
+        )
+    if values.batch_shape:
+        raise ValueError(
+            f"Function site '{name}' has batch shape {values.batch_shape}: it would be several "
+            "functions. Use `processes.stack`."
+        )
+
+
+def scale_of(site: Site) -> Any:
+    """Return what `handlers.scale` multiplies the log density of a site by."""
+    return 1.0 if site.get("scale") is None else site["scale"]
+
+
+def is_equal(first: Any, second: Any) -> bool:
+    """Return whether two scales are known to be equal."""
+    if first is second:
+        return True
+    traced = isinstance(first, Tracer) or isinstance(second, Tracer)
+    return not traced and bool(jnp.all(jnp.asarray(first) == jnp.asarray(second)))
+
+
+def check_scales(name: str, scales: list[Any]) -> Any:
+    """Return the scale of all sites of a function.
+
+    Raises:
+        ValueError: if they differ, or are no numbers.
+    """
+    first = scales[0]
+    if jnp.ndim(first) or not all(is_equal(first, other) for other in scales[1:]):
+        raise ValueError(
+            f"`handlers.scale` gives function '{name}' the scales {scales}: its divergence has "
+            "one. Give every site of it, in model and guide, the same number (traced: the same "
+            "object)."
+        )
+    return first
 
 
 class function_draws(Messenger):
@@ -63,11 +107,13 @@ class function_draws(Messenger):
     Attributes:
         draws: name -> the function drawn, `draws[name](x) -> (N[, P])`.
         processes: name -> the guide's process.
+        scales: name -> what `handlers.scale` says at its sites.
     """
 
     def __init__(self, fn: Callable[..., Any] | None = None) -> None:
         self.draws: dict[str, Draw] = {}
         self.processes: dict[str, Process] = {}
+        self.scales: dict[str, list[Any]] = {}
         super().__init__(fn)
 
     def process_message(self, msg: Site) -> None:
@@ -79,6 +125,7 @@ class function_draws(Messenger):
         if name not in self.draws:
             self.processes[name] = values.process
             self.draws[name] = _one_function(values.process, msg["kwargs"]["rng_key"])
+        self.scales.setdefault(name, []).append(scale_of(msg))
         msg["value"] = self.draws[name](values.x)
 
 
@@ -91,10 +138,11 @@ def _one_function(process: Process, key: Array) -> Draw:
 
 
 class Asked(NamedTuple):
-    """What a model asks of one function: its prior, and inputs of all its sites in order."""
+    """What a model asks of one function: its prior, and inputs and scales of all its sites."""
 
     prior: Process
     x: tuple[Array, ...]
+    scales: tuple[Any, ...]
 
 
 class function_values(Messenger):
@@ -126,8 +174,9 @@ class function_values(Messenger):
                 f"The guide's function '{name}' has values of shape {found.shape} at the model's "
                 f"inputs; the prior's have shape {values.event_shape}."
             )
-        before = self.asked.get(name, Asked(values.process, ()))
-        self.asked[name] = Asked(before.prior, (*before.x, values.x))
+        before = self.asked.get(name, Asked(values.process, (), ()))
+        scales = (*before.scales, scale_of(msg))
+        self.asked[name] = Asked(before.prior, (*before.x, values.x), scales)
         msg["value"] = found
 
 
@@ -138,8 +187,8 @@ def check_functions(model_trace: dict[str, Site], guide_trace: dict[str, Site]) 
         ValueError: if there is no function, one is in the guide only, a site is one on one side
             only, or a plate that the model subsamples is not in the guide.
     """
-    asked = {name for name, site in model_trace.items() if is_function(site)}
-    drawn = {name for name, site in guide_trace.items() if is_function(site)}
+    asked = {function_name(site) for site in model_trace.values() if is_function(site)}
+    drawn = {function_name(site) for site in guide_trace.values() if is_function(site)}
     if not asked and not drawn:
         raise ValueError(
             "neither model nor guide draws a function: `FunctionalELBO` needs a site such as "
@@ -161,7 +210,11 @@ def check_functions(model_trace: dict[str, Site], guide_trace: dict[str, Site]) 
                 f"`with numpyro.plate('{name}', {size}, subsample_size={subsample}) as rows:`, "
                 "and evaluate its process at the same rows."
             )
-    for name in asked:
+    for name, site in model_trace.items():
+        # A function that may be asked several times has sites at the points that are new to it,
+        # which differ between processes; the guide's is evaluated wherever the model asks.
+        if not is_function(site) or "function" in site["infer"] or name not in guide_trace:
+            continue
         ours, theirs = (innermost(t[name]["fn"]).x for t in (guide_trace, model_trace))
         if ours.shape != theirs.shape:
             raise ValueError(
@@ -172,13 +225,29 @@ def check_functions(model_trace: dict[str, Site], guide_trace: dict[str, Site]) 
 
 def batch_ratio(model_trace: dict[str, Site]) -> float:
     """Return N / B of the subsampled plates of a model; 1 where there is none."""
-    ratio = 1.0
-    for site in model_trace.values():
-        if site["type"] == "plate":
-            size, subsample = site["args"]
-            if subsample is not None:
-                ratio *= size / subsample
-    return ratio
+    return float(np.prod([size / batch for size, batch in subsampled(model_trace).values()]))
+
+
+def subsampled(model_trace: dict[str, Site]) -> dict[str, tuple[int, int]]:
+    """Return N and B of the plates that a model subsamples, by name."""
+    plates = {name: s["args"] for name, s in model_trace.items() if s["type"] == "plate"}
+    return {name: args for name, args in plates.items() if args[1] not in (None, args[0])}
+
+
+def is_one_batch(model_trace: dict[str, Site]) -> bool:
+    """Return whether all subsampled plates hold the same observations, so that N / B is one."""
+    plates = set(subsampled(model_trace))
+    held = [
+        plates & {frame.name for frame in site["cond_indep_stack"]}
+        for site in model_trace.values()
+        if site["type"] == "sample" and site["is_observed"]
+    ]
+    return all(found in (set(), plates) for found in held)
+
+
+def without_functions(trace: dict[str, Site]) -> dict[str, Site]:
+    """Return the other sites of a trace."""
+    return {name: site for name, site in trace.items() if not is_function(site)}
 
 
 def joined(x: tuple[Array, ...], measured: Array) -> Array:

@@ -50,6 +50,13 @@ def test_the_default_noise_is_half_the_spread_of_the_rows():
     assert float(jnp.var(points[:, 0])) == pytest.approx(1.25, rel=4 * 1.2 / 4000**0.5)
 
 
+def test_the_default_noise_of_one_row_is_half_a_unit():
+    # Of one row nothing varies, and without noise the guide would be held at that row alone.
+    points = DataNoise(4000)(KEY, jnp.array([[0.1, 7.0]]))
+    np.testing.assert_allclose(points.mean(axis=0), [0.1, 7.0], atol=4 * 0.5 / 4000**0.5)
+    np.testing.assert_allclose(points.std(axis=0), 0.5, rtol=4 / 8000**0.5)
+
+
 def test_held_inputs_stay():
     held = HeldInputs(jnp.arange(3.0))
     assert held(KEY, X[:, :1]).tolist() == [[0.0], [1.0], [2.0]] and held.num_points == 3

@@ -6,12 +6,13 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from numpyro.distributions.transforms import AffineTransform
 from numpyro.infer import SVI
 
 from implicitppl.distributions import Implicit
 from implicitppl.infer import FunctionalELBO, GaussianKL
 from implicitppl.kernels import RBF
-from implicitppl.processes import BayesianNetwork, GaussianProcess
+from implicitppl.processes import BayesianNetwork, GaussianProcess, ImplicitProcess
 from implicitppl.score import SSGE
 
 X = jnp.linspace(-1, 1, 12)[:, None]
@@ -105,6 +106,33 @@ def two_outputs(x, y):
     numpyro.sample("f", BayesianNetwork(1, 4, out_size=2, key=jax.random.key(0))(x))
 
 
+def transformed(x, y):
+    f = numpyro.sample("f", dist.TransformedDistribution(GP(x), AffineTransform(2.0, 3.0)))
+    numpyro.sample("y", dist.Normal(f, 0.1).to_event(1), obs=y)
+
+
+def expanded_guide(x, y):
+    numpyro.sample("f", NETWORK(x).expand([3]).to_event(1))
+
+
+def masked(x, y):
+    with numpyro.handlers.mask(mask=False):
+        f = numpyro.sample("f", GP(x))
+    numpyro.sample("y", dist.Normal(f, 0.1).to_event(1), obs=y)
+
+
+def latent_in_closure(x, y):
+    a = numpyro.sample("length", dist.LogNormal(0.0, 1.0))
+    f = numpyro.sample("f", GaussianProcess(RBF(), mean=lambda point: a * point[0])(x))
+    numpyro.sample("y", dist.Normal(f, 0.1).to_event(1), obs=y)
+
+
+def latent_in_sampler(x, y):
+    a = numpyro.sample("length", dist.LogNormal(0.0, 1.0))
+    f = numpyro.sample("f", ImplicitProcess(lambda key, x: a * jax.random.normal(key) * x[:, 0])(x))
+    numpyro.sample("y", dist.Normal(f, 0.1).to_event(1), obs=y)
+
+
 @pytest.mark.parametrize(
     "model, guide, message",
     [
@@ -124,6 +152,11 @@ def two_outputs(x, y):
         (with_implicit, implicit_guide, "'w' is implicit and no function"),
         (discrete, discrete_guide, "'k' is latent and discrete"),
         (model, two_outputs, r"has values of shape \(12, 2\)"),
+        (transformed, guide, "'f' is a process inside TransformedDistribution"),
+        (model, expanded_guide, "'f' is a process inside Independent"),
+        (masked, guide, "'f' is a process inside MaskedDistribution"),
+        (latent_in_closure, latent_guide, "depend on a latent variable"),
+        (latent_in_sampler, latent_guide, "depend on a latent variable"),
     ],
     ids=[
         "plate not in the guide",
@@ -138,6 +171,11 @@ def two_outputs(x, y):
         "implicit",
         "discrete",
         "outputs",
+        "transformed",
+        "expanded",
+        "masked",
+        "closure over a latent",
+        "sampler over a latent",
     ],
 )
 def test_what_would_be_silently_wrong_is_refused(model, guide, message):

@@ -1,5 +1,7 @@
 """What is said of an objective, and predictions from a trained guide."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +14,15 @@ from implicitppl.infer import (
     DataNoise,
     FunctionalELBO,
     FunctionSamples,
+    GaussianKL,
     HeldInputs,
     RegularizedKL,
     function_posterior,
     predict,
 )
+from implicitppl.infer.functional._divergence import make_pair
 from implicitppl.infer.functional._gaussian import Moments, gaussian_kl, sample_moments
-from implicitppl.infer.functional._report import overstatement
+from implicitppl.infer.functional._report import drawn_prior, overstatement
 from implicitppl.kernels import RBF, Matern12
 from implicitppl.processes import BayesianNetwork, GaussianProcess, LinearizedNetwork
 
@@ -127,6 +131,23 @@ def test_moments_of_a_linearised_network_are_exact_from_any_number_of_particles(
     assert other.divergence_value != pytest.approx(drawn.divergence_value, rel=1e-2)
 
 
+def test_a_report_says_by_how_much_draws_of_the_prior_overstate_the_divergence():
+    """The guide is the prior, in another form that has to be drawn: the divergence is 0."""
+    exact = GaussianProcess(Matern12(0.3))
+    drawn = exact + 1e-9 * BayesianNetwork(1, depth=0, key=jax.random.key(0))
+    points = jnp.linspace(0, 1, 150)[:, None]
+    pair = make_pair(jnp.zeros((4, 150)), exact, drawn, points, jax.random.key(1))
+    divergence = GaussianKL(0.01)
+    value, noise = divergence(pair, jax.random.key(2)), divergence.added_variance(pair)
+    (text,) = drawn_prior("f", pair, noise)
+    stated = re.search(r"1500 draws at 150 values; .* about ([\d.]+) nats, and by 11%", text)
+    assert stated and float(stated[1]) == pytest.approx(float(value), rel=0.05)
+    few = make_pair(jnp.zeros((4, 9)), exact, drawn, points[:9], jax.random.key(1))
+    assert drawn_prior("f", few, divergence.added_variance(few)) == []
+    known = make_pair(jnp.zeros((4, 150)), exact, exact, points, jax.random.key(1))
+    assert drawn_prior("f", known, noise) == []
+
+
 def test_a_minibatch_is_never_called_a_bound():
     def batched(x, y):
         with numpyro.plate("data", 10, subsample_size=5) as rows:
@@ -167,6 +188,11 @@ def test_moments_and_densities_of_draws_are_those_of_dense_formulas():
     np.testing.assert_allclose(found.covariance(rows, columns), dense[np.ix_(rows, columns)])
     joint = dist.MultivariateNormal(found.mean, jnp.asarray(dense) + 0.09 * jnp.eye(12))
     assert float(found.joint_log_prob(y, 0.3)) == pytest.approx(float(joint.log_prob(y)), rel=1e-9)
+    noise = jnp.linspace(0.1, 0.6, 12)  # one for every value
+    joint = dist.MultivariateNormal(found.mean, jnp.asarray(dense) + jnp.diag(noise**2))
+    found_joint = found.joint_log_prob(y, noise)
+    assert found_joint.shape == ()
+    assert float(found_joint) == pytest.approx(float(joint.log_prob(y)), rel=1e-9)
     each = dist.Normal(values, 0.3).log_prob(y)
     mixture = jax.scipy.special.logsumexp(each, axis=0) - jnp.log(7.0)
     np.testing.assert_allclose(found.log_prob(y, 0.3), mixture, rtol=1e-10)

@@ -1,0 +1,135 @@
+"""What stands around a function site: scales, repeated points, plates of several batches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from numpyro.contrib.module import eqx_module
+from numpyro.handlers import scale
+from numpyro.infer import SVI
+
+from implicitppl.infer import FunctionalELBO, GaussianKL, HeldInputs
+from implicitppl.kernels import RBF
+from implicitppl.processes import BayesianNetwork, GaussianProcess, function
+
+X = jnp.linspace(-1, 1, 6)
+Y = jnp.sin(3 * X)
+PRIOR = GaussianProcess(RBF(0.7))
+NETWORK = BayesianNetwork(1, 6, key=jax.random.key(0), initial_scale=0.3)
+LOSS = FunctionalELBO(HeldInputs(jnp.array([2.0])), GaussianKL(0.05), num_particles=30)
+KEY = jax.random.key(1)
+
+
+@pytest.fixture(autouse=True)
+def double():
+    with jax.enable_x64(True):
+        yield
+
+
+def model(x, y):
+    f = numpyro.sample("f", PRIOR(x))
+    numpyro.sample("y", dist.Normal(f, 0.3).to_event(1), obs=y)
+
+
+def guide(x, y):
+    numpyro.sample("f", NETWORK(x))
+
+
+def test_a_loss_of_scaled_programs_is_the_scaled_loss():
+    """The usual normalisation by 1/N: likelihood and divergence shrink alike."""
+    whole = LOSS.loss(KEY, {}, model, guide, X, Y)
+    sixth = LOSS.loss(KEY, {}, scale(model, scale=1 / 6), scale(guide, scale=1 / 6), X, Y)
+    assert float(sixth) == pytest.approx(float(whole) / 6, rel=1e-9)
+    report = LOSS.report(KEY, {}, scale(model, scale=1 / 6), scale(guide, scale=1 / 6), X, Y)
+    plain = LOSS.report(KEY, {}, model, guide, X, Y)
+    assert report.loss == pytest.approx(plain.loss / 6, rel=1e-9)
+    assert "a bound only of what it says" in report.objective
+    assert "a bound as far as" in plain.objective
+
+
+def annealed(beta):
+    def scaled_model(x, y):
+        with scale(scale=beta):
+            f = numpyro.sample("f", PRIOR(x))
+        numpyro.sample("y", dist.Normal(f, 0.3).to_event(1), obs=y)
+
+    def scaled_guide(x, y):
+        with scale(scale=beta):
+            numpyro.sample("f", NETWORK(x))
+
+    return LOSS.loss(KEY, {}, scaled_model, scaled_guide, X, Y)
+
+
+def test_a_traced_scale_around_the_function_alone_anneals_the_divergence():
+    values = jax.jit(jax.vmap(annealed))(jnp.array([0.0, 0.5, 1.0]))
+    assert float(values[2]) == pytest.approx(float(LOSS.loss(KEY, {}, model, guide, X, Y)))
+    assert float(values[1]) == pytest.approx(float(values[0] + values[2]) / 2)
+    assert float(values[2] - values[0]) > 1
+
+
+def test_unequal_scales_are_refused():
+    for halves in ((scale(model, scale=0.5), guide), (model, scale(guide, scale=0.5))):
+        with pytest.raises(ValueError, match="gives function 'f' the scales"):
+            LOSS.loss(KEY, {}, *halves, X, Y)
+
+
+def test_a_point_that_repeats_is_no_other_function():
+    """A Gaussian model drops points it knows, a network guide does not; the calls are the same."""
+    x = jnp.array([-1.0, 0.0, 1.0])
+
+    def twice(x, y):
+        f = function("f", PRIOR)
+        numpyro.sample("y", dist.Normal(f(x), 0.3).to_event(1), obs=y)
+        numpyro.sample("origin", dist.Normal(f(jnp.zeros(1))[0], 0.3), obs=0.1)
+
+    def guide(x, y):
+        f = function("f", eqx_module("q", NETWORK))
+        f(x), f(jnp.zeros(1))
+
+    svi = SVI(twice, guide, optax.adam(1e-2), LOSS)
+    state = svi.init(KEY, x, x**2)
+    params = svi.get_params(state)
+    with_repeats = LOSS.loss(KEY, params, twice, guide, x, x**2)
+    traced = jax.jit(lambda x: LOSS.loss(KEY, params, twice, guide, x, x**2))(x)
+    assert bool(jnp.isfinite(with_repeats)) and bool(jnp.isfinite(traced))
+    assert LOSS.report(KEY, params, twice, guide, x, x**2).warnings is not None
+
+
+def other_plate(x, y):
+    with numpyro.plate("a", 6, subsample_size=3) as rows:
+        points = x[rows]
+    f = numpyro.sample("f", PRIOR(points))
+    with numpyro.plate("a", 6, subsample_size=3):
+        numpyro.sample("y", dist.Normal(f, 0.3), obs=y[rows])
+    with numpyro.plate("b", 8, subsample_size=2):
+        numpyro.sample("z", dist.Normal(0.0, 1.0), obs=jnp.zeros(2))
+
+
+def nested_plates(x, y):
+    with numpyro.plate("a", 6, subsample_size=3) as rows:
+        points = x[rows]
+    f = numpyro.sample("f", PRIOR(points))
+    with numpyro.plate("b", 8, subsample_size=2, dim=-2), numpyro.plate("a", 6, subsample_size=3):
+        numpyro.sample("y", dist.Normal(f, 0.3), obs=jnp.stack([y[rows], y[rows]]))
+
+
+def both_plates(x, y):
+    with numpyro.plate("a", 6, subsample_size=3) as rows:
+        points = x[rows]
+    with numpyro.plate("b", 8, subsample_size=2):
+        pass
+    numpyro.sample("f", NETWORK(points))
+
+
+def test_n_over_b_of_plates_with_other_observations_is_refused():
+    loss = FunctionalELBO(None, GaussianKL(0.05), "N/B", num_particles=5)
+    with pytest.raises(ValueError, match="subsamples plates that hold different observations"):
+        loss.loss(KEY, {}, other_plate, both_plates, X, Y)
+    number = FunctionalELBO(None, GaussianKL(0.05), 2.0, num_particles=5)
+    assert np.isfinite(float(number.loss(KEY, {}, other_plate, both_plates, X, Y)))
+    rows = FunctionalELBO(None, GaussianKL(0.05), 8.0, num_particles=5)  # 6/3 times 8/2
+    found = [float(each.loss(KEY, {}, nested_plates, both_plates, X, Y)) for each in (loss, rows)]
+    assert found[0] == pytest.approx(found[1])
