@@ -161,8 +161,21 @@ class _Run:
         self.kwargs = dict(kwargs)
         self.stats = stats or {}
         self.trace: dict[str, Any] = {}
+        self.other_boxes: set[str] = set()  # given other inputs than in the run
         if model is not None:
             self.trace = model_trace(model, self._first(), self.args, self.kwargs)
+
+    def compare_boxes(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Find the black boxes whose outputs cannot be kept, by their inputs at the first draw.
+
+        Args:
+            args: of the model, when the draws were made.
+            kwargs: those given by name.
+        """
+        before = model_trace(self.model, self._first(), args, kwargs)
+        for name, site in self.trace.items():
+            if is_black_box(site) and not _same_inputs(site, before.get(name)):
+                self.other_boxes.add(name)
 
     def _first(self) -> dict[str, Any]:
         # As JAX arrays: a model may call `site.at[...]`.
@@ -171,7 +184,8 @@ class _Run:
     def latents(self) -> dict[str, Any]:
         """Flat draws `(S, ...)` of the model's latent sites; every one of them must be there.
 
-        With them go the outputs of black boxes, where the run kept them: no host is called again.
+        With them go the outputs of black boxes, where the run kept them: no host is called again,
+        unless the arguments give a box other inputs.
         """
         names = [k for k, site in self.trace.items() if is_latent(site)]
         missing = [k for k in names if k not in self.draws]
@@ -181,6 +195,7 @@ class _Run:
                 "Set `log_likelihood=False` and `posterior_predictive=False` to leave them out."
             )
         boxes = [k for k, site in self.trace.items() if is_black_box(site) and k in self.draws]
+        boxes = [k for k in boxes if k not in self.other_boxes]
         return {k: self.draws[k].reshape((-1, *self.draws[k].shape[2:])) for k in names + boxes}
 
 
@@ -198,9 +213,21 @@ def _from_mcmc(mcmc: Any, model: Any, args: tuple | None, kwargs: Any) -> _Run:
 
         samples = {f"Param:{i}": v for i, v in enumerate(jax.tree.leaves(samples))}
     model = mcmc.sampler.model if model is None else model
+    is_other = args is not None or kwargs is not None
     args = mcmc._args if args is None else args
     kwargs = mcmc._kwargs if kwargs is None else kwargs
-    return _Run(numpy_dict(samples), model, args or (), kwargs or {}, _sample_stats(mcmc))
+    run = _Run(numpy_dict(samples), model, args or (), kwargs or {}, _sample_stats(mcmc))
+    if is_other and any(is_black_box(site) for site in run.trace.values()):
+        run.compare_boxes(mcmc._args, mcmc._kwargs)
+    return run
+
+
+def _same_inputs(site: dict[str, Any], before: dict[str, Any] | None) -> bool:
+    """Whether a black box is given the inputs that it was given."""
+    if before is None or len(site["args"]) != len(before["args"]):
+        return False
+    pairs = zip(site["args"], before["args"], strict=True)
+    return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)
 
 
 def _sample_stats(mcmc: Any) -> dict[str, np.ndarray]:

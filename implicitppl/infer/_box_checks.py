@@ -15,6 +15,7 @@ from implicitppl.infer._host_call import BATCHED, HostCall
 VMAP_METHODS = ("sequential", "sequential_unrolled", *BATCHED)
 ON_FAILURE = ("raise", "reject")
 POOLS = ("thread", "process")
+LOOPS = "jax._src.lax.control_flow"
 
 
 def floats(argument: str, struct: Any) -> jax.ShapeDtypeStruct:
@@ -92,9 +93,18 @@ def _check_process(call: HostCall) -> None:
 
 def check_context(name: str) -> None:
     """Raises where NumPyro would run the model's body in a way that a box cannot follow."""
-    frame = sys._getframe(1)
+    frame, mapped, by_numpyro = sys._getframe(1), False, False
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
+        if mapped and module == "numpyro.primitives":  # a handler runs the body that maps
+            raise ValueError(
+                f"Black box {name!r} is inside a `jax.vmap` or a `jax.lax` loop of the model's "
+                "body, whose values handlers cannot keep. Use one box for the whole batch, with "
+                "`out=(n, ...)`, or a Python loop with a name for each box."
+            )
+        mapping = frame.f_code.co_name == "vmap_f" or module.startswith(LOOPS)
+        mapped = mapped or (mapping and not by_numpyro)  # else the whole model is mapped
+        by_numpyro = by_numpyro or module.startswith("numpyro.")
         if module.startswith("numpyro.contrib.control_flow"):
             raise ValueError(
                 f"Black box {name!r} is inside numpyro.contrib.control_flow."

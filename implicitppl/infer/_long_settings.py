@@ -1,7 +1,9 @@
 """What two long MCMC runs must have in common to be one, and to share compiled programs."""
 
+import functools
 import hashlib
 import inspect
+import pickle
 from typing import Any
 
 import equinox as eqx
@@ -15,6 +17,7 @@ from implicitppl.infer._captured import Captured
 from implicitppl.infer._long_blocks import Plan, raw
 
 OPTION = "option"  # of a kernel; some kernels fill in what was left out, so both runs must tell it
+UNKNOWN = "of unknown content"
 
 
 def settings(
@@ -58,17 +61,44 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
 
 def fingerprint(value: Any) -> str:
-    """A short text that tells arrays and numbers by their content, other objects by their name."""
+    """A short text that tells data by their content, functions and classes by their name.
+
+    Objects that are no arrays, numbers or text are told by their pickle; `UNKNOWN` says that they
+    have none.
+    """
     if value is None or isinstance(value, bool | int | float | complex | str):
         return repr(value)
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         text = f"{value.dtype}{list(value.shape)}"
-        if value.dtype == object or not getattr(value, "is_fully_addressable", True):
+        if not getattr(value, "is_fully_addressable", True):
             return text
-        content = np.ascontiguousarray(np.asarray(raw(value)))
-        return f"{text} {hashlib.blake2b(content.tobytes(), digest_size=8).hexdigest()}"
-    kind = value if hasattr(value, "__qualname__") else type(value)
-    return f"{kind.__module__}.{kind.__qualname__}"
+        if value.dtype == object:
+            return f"{text} {_pickled(value)}"
+        return f"{text} {_digest(np.ascontiguousarray(np.asarray(raw(value))).tobytes())}"
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return f"{type(value).__module__}.{type(value).__qualname__} {_pickled(value)}"
+
+
+def _pickled(value: Any) -> str:
+    try:
+        return _digest(pickle.dumps(value))
+    except Exception:  # whatever a class raises that cannot be pickled
+        return UNKNOWN
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def described(value: Any) -> str:
+    """A short text for an option of a kernel: a function, a partial one, a tree of arrays."""
+    if isinstance(value, functools.partial):
+        return f"{described(value.func)} {described((value.args, value.keywords))}"
+    leaves = jax.tree.leaves(value, is_leaf=lambda leaf: leaf is None)
+    return " ".join(
+        described(x) if isinstance(x, functools.partial) else fingerprint(x) for x in leaves
+    )
 
 
 class Known(Captured):
@@ -85,10 +115,16 @@ class Known(Captured):
 
 
 def _options(kernel: Any) -> dict[str, Any]:
-    """Numbers, switches, words and estimators that the kernel was made with."""
+    """What the kernel was made with: numbers, switches, words and estimators.
+
+    Of a kernel whose options stay as they were given (`options_stay`), everything, and what was
+    left out too; others fill some in when they run, such as inverse mass matrices.
+    """
     names = inspect.signature(type(kernel).__init__).parameters
     values = {k: getattr(kernel, f"_{k}", getattr(kernel, k, None)) for k in names}
     plain = (bool, int, float, str)
     words: dict[str, Any] = {k: repr(v) for k, v in values.items() if isinstance(v, eqx.Module)}
     words |= {k: v for k, v in values.items() if isinstance(v, plain)}
+    if getattr(kernel, "options_stay", False):
+        words |= {k: described(v) for k, v in values.items() if k not in words and k != "model"}
     return {f"{OPTION} `{k}`": v for k, v in words.items()}

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from implicitppl.infer._long_blocks import raw
-from implicitppl.infer._long_settings import differences
+from implicitppl.infer._long_settings import UNKNOWN, differences
 
 SETTINGS, STATE, FORMAT = "run.json", "state.npz", 1
 
@@ -31,6 +31,12 @@ class Store:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
         self._settings = json.loads(json.dumps({"format": FORMAT, **settings}))
+        for name, word in self._settings.items():
+            if str(word).endswith(UNKNOWN):
+                raise ValueError(
+                    f"`checkpoint` must tell this run from another; {name} is a {word}, since it "
+                    "cannot be pickled. Pass arrays, numbers or picklable objects."
+                )
 
     def found(self) -> bool:
         """Whether the folder holds a state of this run; raises if it holds another run."""
@@ -73,18 +79,19 @@ class Store:
             arrays = [file[f"arr_{i}"] for i in range(len(file.files) - 2)]
             counts = int(file["iteration"]), int(file["num_draws"])
         flat, treedef = jax.tree_util.tree_flatten_with_path(like)
-        restored = [_restored(x, y, key) for x, (_, y) in zip(arrays, flat, strict=False)]
-        shapes = [x.shape for x in restored]
-        if len(arrays) != len(flat) or shapes != [y.shape for _, y in flat]:
+        shapes = [x.shape for x in arrays]
+        expected = [_stored_shape(y, key) for _, y in flat]
+        if shapes != expected:
             wrong = [
-                f"{jax.tree_util.keystr(path)} has shape {x} there, {y.shape} here"
-                for (path, y), x in zip(flat, shapes, strict=False)
-                if x != y.shape
+                f"{jax.tree_util.keystr(path)} has shape {x} there, {y} here"
+                for (path, _), x, y in zip(flat, shapes, expected, strict=False)
+                if x != y
             ] or ["it has other fields"]
             raise ValueError(
                 f"`checkpoint` must hold a state of this kernel and model; that in {self.folder} "
                 f"is another: {wrong[0]}. Give another folder, or delete it to start anew."
             )
+        restored = [_restored(x, y, key) for x, (_, y) in zip(arrays, flat, strict=True)]
         return *counts, jax.tree.unflatten(treedef, restored)
 
     def load_draws(self, num_draws: int, like: Any, write: Callable[[int, Any], None]) -> None:
@@ -113,6 +120,13 @@ def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 def _typed(array: np.ndarray, dtype: Any) -> np.ndarray:
     """The array; types that NumPy's format does not know, such as bfloat16, come back as bytes."""
     return array.view(dtype) if array.dtype.kind == "V" else array
+
+
+def _stored_shape(like: Any, key: jax.Array) -> tuple[int, ...]:
+    """The shape in the file: keys are stored as their numbers."""
+    is_key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
+    own = jax.random.key_data(key).shape[key.ndim :] if is_key else ()
+    return (*like.shape, *own)
 
 
 def _restored(array: np.ndarray, like: Any, key: jax.Array) -> jax.Array:

@@ -574,6 +574,25 @@ def test_find_boxes_calls_no_host(square):
     assert info.random and info.on_failure == "reject"
 
 
+@pytest.mark.parametrize("batched", [jax.vmap, lambda f: lambda x: jax.lax.map(f, x)])
+def test_a_batch_of_boxes_in_the_body_is_refused(batched, square):
+    """Their values would leak out of the transformation; the model itself may be mapped."""
+
+    def model(x):
+        numpyro.sample("z", dist.Normal(0.0, 1.0))
+        return batched(lambda t: black_box("box", square, t, out=()))(x)
+
+    with pytest.raises(ValueError, match=r"'box' is inside a `jax.vmap` or a `jax.lax` loop"):
+        handlers.trace(handlers.seed(model, 0)).get_trace(jnp.arange(3.0))
+
+    def one(x):
+        numpyro.sample("z", dist.Normal(0.0, 1.0))
+        return black_box("box", square, x, out=())
+
+    mapped = batched(lambda x: handlers.trace(handlers.seed(one, 0)).get_trace(x)["box"]["value"])
+    np.testing.assert_allclose(mapped(jnp.arange(3.0)), [0.0, 1.0, 4.0])
+
+
 def test_control_flow_of_numpyro_is_refused(square):
     def body(carry: Any, x: Any) -> tuple[Any, Any]:
         return black_box("box", square, carry, out=()), carry

@@ -25,6 +25,9 @@ class Bank(NamedTuple):
         outputs: (N, P) for each opaque part.
         number: (N,) the number of the evaluation in a row, from 1; 0 in an empty row.
         count: how many evaluations were ever added.
+
+    In `mcmc.last_state.bank` of chains that learned alone (sequential, parallel) every field has an
+    axis of chains in front. `save` and `ScoreHMC(bank=)` join their rows.
     """
 
     z: Float[Array, "N D"]
@@ -77,12 +80,26 @@ def empty_bank(
     return Bank(zeros, potential, inputs, outputs, number, jnp.zeros((), jnp.int32))
 
 
+def joined(bank: Bank) -> Bank:
+    """Return the rows of all chains in one bank, those made at the same time side by side."""
+    if bank.z.ndim == 2:
+        return bank
+    fields = bank._replace(count=bank.number)
+    rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), fields)
+    order = jnp.argsort(rows.number)
+    place = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]))
+    empty = jnp.sum(rows.number == 0)
+    number = jnp.where(rows.number > 0, place + 1 - empty, 0).astype(bank.number.dtype)
+    return rows._replace(number=number, count=jnp.max(number))
+
+
 def check_bank(bank: Bank, dimension: int, structure: dict[str, tuple[int, int]]) -> None:
     """Raise where a bank is of another target.
 
     Raises:
         ValueError: for another dimension, other opaque parts, or other sizes of those.
     """
+    bank = joined(bank)
     if bank.z.shape[1] != dimension:
         raise ValueError(
             f"`bank` must hold points of this target's {dimension} unconstrained numbers; they "
@@ -138,7 +155,7 @@ def newest_first(bank: Bank) -> tuple[Bank, Bool[Array, " N"]]:
 
 def filled(bank: Bank) -> Bank:
     """Return a bank of the filled rows only, oldest first; not under `jit`."""
-    rows, valid = newest_first(bank)
+    rows, valid = newest_first(joined(bank))
     size = int(valid.sum())
     kept = jax.tree.map(lambda x: x[:size][::-1], rows._replace(count=rows.number))
     return kept._replace(count=jnp.asarray(size, jnp.int32))

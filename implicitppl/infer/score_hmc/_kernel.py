@@ -15,13 +15,19 @@ from numpyro.infer.util import constrain_fn
 from numpyro.util import find_stack_level, identity, is_prng_key
 
 import implicitppl.infer.score_hmc._adapt as _adapt
-from implicitppl.infer.score_hmc._bank import Bank, add, check_bank, empty_bank, filled
+from implicitppl.infer.score_hmc._bank import Bank, add, check_bank, empty_bank
 from implicitppl.infer.score_hmc._chains import Chains, Options
 from implicitppl.infer.score_hmc._history import History, check_estimator, make_history
 from implicitppl.infer.score_hmc._noise import Noise, draw, new_meter, warn_if_large
 from implicitppl.infer.score_hmc._plan import Plan, make_plan
 from implicitppl.infer.score_hmc._problem import Evaluation
-from implicitppl.infer.score_hmc._start import find_start, opaque_target, unconstrained
+from implicitppl.infer.score_hmc._reuse import add_all, reused
+from implicitppl.infer.score_hmc._start import (
+    find_start,
+    opaque_target,
+    starting_points,
+    unconstrained,
+)
 from implicitppl.infer.score_hmc._state import (
     ScoreHMCState,
     same_for_all,
@@ -61,7 +67,9 @@ class ScoreHMC(MCMCKernel):
         dense_mass: whether coordinates of trajectories are rotated, or only scaled.
         safe_move_prob: share of random-walk moves after warm-up. They reach every state, so it may
             not be 0.
-        bank: evaluations of this target from earlier runs or a design, see `Bank`.
+        bank: evaluations of this target from earlier runs or a design, see `Bank`. With black
+            boxes, or a model, the data may be others: potentials are computed anew from the outputs
+            kept. For a `potential_fn` one evaluation checks that it is the same.
         bank_size: how many evaluations are kept to learn from; default 1000 to 2000 by dimension.
         surrogate: None for a regression on the values of the target. A score estimator, such as
             `ip.score.Gaussian()`, `ip.score.SSGE()` or `ip.score.KEF()`: the force is then its
@@ -118,6 +126,7 @@ class ScoreHMC(MCMCKernel):
         2.0
     """
 
+    options_stay = True  # as they were given: `LongMCMC` compares all of them
     move_names = _adapt.NAMES
     diagnostic_fields = (
         "accept_prob",
@@ -216,7 +225,7 @@ class ScoreHMC(MCMCKernel):
         kwargs = model_kwargs or {}
         single = is_prng_key(rng_key)
         keys = rng_key[None] if single else rng_key
-        init_params = jax.tree.map(lambda x: x[None], init_params) if single else init_params
+        init_params = starting_points(init_params, single)
         own, start_keys = jnp.swapaxes(jax.vmap(jax.random.split)(keys), 0, 1)
         target = opaque_target(self._model, self._potential_fn, init_params, model_args, kwargs)
         problem, self._unravel = target.problem, target.unravel
@@ -226,9 +235,8 @@ class ScoreHMC(MCMCKernel):
         )
         num_chains, dimension = z.shape
         structure = problem.structure(z[0])
-        bank = self._first_bank(num_warmup, z, structure)
-        num_known = 0 if self._bank is None else min(bank.z.shape[0], self._bank.z.shape[0])
-        bank = add(bank, z, found)
+        bank, num_known, num_tried = self._first_bank(num_warmup, z, structure, model_args, kwargs)
+        bank, tries = add(bank, z, found), tries.at[0].add(num_tried)
         plan = make_plan(num_warmup, num_chains, dimension, num_known)
         history = self._history(plan, z)
         if history is not None:
@@ -355,7 +363,8 @@ class ScoreHMC(MCMCKernel):
         sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(points)}
         if len(sizes) != 1 or sizes == {()}:
             raise ValueError(f"`points` must have one leading axis of points; got {sorted(sizes)}.")
-        target = opaque_target(self._model, self._potential_fn, points, args, kwargs)
+        like = points if self._model is None else None
+        target = opaque_target(self._model, self._potential_fn, like, args, kwargs)
         problem, z = target.problem, points
         if self._model is not None:
             z = unconstrained(target, points, args, kwargs)
@@ -392,19 +401,24 @@ class ScoreHMC(MCMCKernel):
         state.pop("_problem", None)
         return state
 
-    def _first_bank(self, num_warmup: int, z: Array, structure: dict) -> Bank:
+    def _first_bank(
+        self, num_warmup: int, z: Array, structure: dict, args: tuple[Any, ...], kwargs: Any
+    ) -> tuple[Bank, int, int]:
+        """Return the bank, how many rows it has, and how many evaluations were made for it."""
         num_chains, dimension = z.shape
-        capacity = self._bank_size or default_capacity(dimension)
-        known = 0 if self._bank is None else self._bank.z.shape[0]
-        capacity = min(capacity, known + num_chains * (num_warmup + 1))
         self._num_warmup = num_warmup
-        bank = empty_bank(max(capacity, 2), dimension, structure, z.dtype)
+        capacity, added = (
+            self._bank_size or default_capacity(dimension),
+            num_chains * (num_warmup + 1),
+        )
         if self._bank is None:
-            return bank
+            size = max(min(capacity, added), num_chains, 2)
+            return empty_bank(size, dimension, structure, z.dtype), 0, 0
         check_bank(self._bank, dimension, structure)
-        old = filled(self._bank)
-        failures = jnp.zeros((old.z.shape[0], 3), jnp.int32)
-        return add(bank, old.z, Evaluation(old.potential, old.inputs, old.outputs, failures))
+        old, found, num_tried = reused(self._bank, self._problem, tuple(args), kwargs)
+        size = max(min(capacity, old.shape[0] + added), num_chains, 2)
+        bank = add_all(empty_bank(size, dimension, structure, z.dtype), old, found)
+        return bank, min(size, old.shape[0]), num_tried
 
     def _history(self, plan: Plan, z: Array) -> History | None:
         if self._surrogate is None:

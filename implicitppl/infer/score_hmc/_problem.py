@@ -5,6 +5,7 @@ given and returned, and the approximate potential in which those parts are repla
 functions. With everything opaque there is one part, the potential itself, a function of z.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -112,6 +113,8 @@ class ModelProblem(NamedTuple):
             status = records[name].status
             if status is not None:
                 failures = failures + (status == jnp.arange(1, 4)).astype(jnp.int32)
+        # Whatever the model makes of the NaN of a box that failed.
+        value = jnp.where(jnp.any(failures > 0), jnp.inf, value)
         return Evaluation(value, inputs, outputs, failures)
 
     def approximate(self, z: Array, fits: Fits, args: tuple, kwargs: dict[str, Any]) -> Array:
@@ -121,6 +124,19 @@ class ModelProblem(NamedTuple):
         replaced = {name: _boxed(fits[name], info) for name, info in self.boxes.items()}
         with with_surrogates(fits=replaced):
             return potential_energy(self.model, args, kwargs, self.unravel(z)).astype(z.dtype)
+
+    def again(
+        self, z: Array, outputs: dict[str, Array], args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[Array, dict[str, Array]]:
+        """Return potential and inputs at z from known outputs of the boxes: no host is called."""
+        if not self.boxes:
+            value = potential_energy(self.model, args, kwargs, self.unravel(z))
+            return _as_potential(value, z.dtype), {WHOLE: z}
+        known = {name: functools.partial(_constant, value) for name, value in outputs.items()}
+        with handlers.trace() as trace:
+            value = self.approximate(z, known, args, kwargs)
+        inputs = {name: _flat(r.inputs, z.dtype) for name, r in recorded(trace).items()}
+        return _as_potential(value, z.dtype), inputs
 
     def inputs(self, z: Array, fits: Fits, args: tuple, kwargs: dict[str, Any]) -> dict[str, Array]:
         """Return what the boxes are given at z, with fitted functions for those before them."""
@@ -142,6 +158,11 @@ Problem = WholeProblem | ModelProblem
 
 def _boxed(fit: Callable[[Array], Array], info: BoxInfo) -> Callable[..., Array]:
     return lambda *inputs: fit(_flat(inputs, jnp.result_type(float))).reshape(info.out.shape)
+
+
+def _constant(value: Array, inputs: Array) -> Array:
+    del inputs
+    return value
 
 
 def _flat(arrays: tuple[Any, ...], dtype: Any) -> Float[Array, " d"]:

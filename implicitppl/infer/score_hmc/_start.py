@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpyro
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 from numpyro import handlers
@@ -54,12 +55,42 @@ def opaque_target(
     boxes = find_boxes(model, args, kwargs)
     idle = {k: lambda *_, o=v.out: jnp.zeros(o.shape, o.dtype) for k, v in boxes.items()}
     quiet = with_surrogates(handlers.block(model, hide_fn=_is_data), idle)
-    info = initialize_model(
-        jax.random.key(0), quiet, model_args=args, model_kwargs=kwargs, validate_grad=False
-    )
+    with numpyro.validation_enabled(False):  # of the zeros that stand in for the boxes
+        info = initialize_model(
+            jax.random.key(0), quiet, model_args=args, model_kwargs=kwargs, validate_grad=False
+        )
     flat, unravel = ravel_pytree(info.param_info.z)
+    _check_points(init_params, info.param_info.z)
     seeded = handlers.seed(model, jax.random.key(0))
     return Target(ModelProblem(seeded, unravel, boxes), unravel, quiet, flat.size)
+
+
+def starting_points(init_params: Any, single: bool) -> Any:
+    """Return the starting points of all chains, (C, ...), as floats; None if none are given.
+
+    `single` says that they are those of one chain, without an axis of chains.
+    """
+
+    def point(x: Any) -> Array:
+        array = jnp.asarray(x)
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            array = array.astype(float)
+        return array[None] if single else array
+
+    return jax.tree.map(point, init_params)
+
+
+def _check_points(points: Any, like: dict[str, Array]) -> None:
+    """Raise where points given for a model do not have its latent sites, unconstrained."""
+    if points is None:
+        return
+    here = {name: jnp.shape(value) for name, value in like.items()}
+    there = {name: jnp.shape(value)[1:] for name, value in dict(points).items()}
+    if there != here:
+        raise ValueError(
+            f"`init_params` must hold unconstrained values of the latent sites {here}, with an "
+            f"axis of chains in front where there are several; got {there}."
+        )
 
 
 def unconstrained(

@@ -1,0 +1,252 @@
+"""Banks of other runs, and starting points as users write them: used right, or refused in words."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jaxtyping import Array
+from numpyro.infer import MCMC, init_to_median, init_to_value
+
+from implicitppl.diagnostics import to_arviz
+from implicitppl.infer import Bank, ScoreHMC, black_box
+from implicitppl.infer._long_blocks import Plan
+from implicitppl.infer._long_settings import UNKNOWN, described, fingerprint, settings
+from implicitppl.infer._long_store import Store
+from implicitppl.infer.score_hmc._bank import empty_bank, filled, joined
+from implicitppl.infer.score_hmc._problem import Evaluation
+from implicitppl.infer.score_hmc._reuse import add_all
+
+KEYS = jax.random.split(jax.random.key(1), 2)
+POINTS = {"mu": jnp.array([2.5, 2.9, 3.1, 3.4])}
+X = jnp.ones(3)
+CALLS: list[float] = []
+
+
+def product(mu: np.ndarray, x: np.ndarray) -> np.ndarray:
+    CALLS.append(float(mu))
+    return mu * x
+
+
+def model(x: Array, y: Any = None) -> None:
+    mu = numpyro.sample("mu", dist.Normal(0.0, 10.0))
+    mean = black_box("f", product, mu, x, out=(3,))
+    numpyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=y)
+
+
+def potential_of(mu: Array, y: list[float]) -> Array:
+    log_p = dist.Normal(0.0, 10.0).log_prob(mu)
+    return -(log_p + sum(dist.Normal(mu, 1.0).log_prob(value) for value in y))
+
+
+def first_bank(kernel: ScoreHMC, *args: Any, keys: Array = KEYS, start: Any = None) -> Bank:
+    return kernel.init(keys, 5, start, args, {}).bank
+
+
+def test_a_bank_of_other_data_holds_the_potentials_of_these_data() -> None:
+    """Outputs of the host stay, the likelihood around them is that of the new data."""
+    old, new = [3.0, 3.1, 2.9], [-4.0, 3.0, 10.0]
+    bank = ScoreHMC(model).evaluate(jax.random.key(0), POINTS, X, jnp.array(old))
+    np.testing.assert_allclose(filled(bank).potential, potential_of(POINTS["mu"], old), rtol=1e-5)
+    CALLS.clear()
+    found = filled(first_bank(ScoreHMC(model, bank=bank), X, jnp.array(new)))
+    assert len(CALLS) == 2  # the two starting points
+    np.testing.assert_allclose(found.potential[:4], potential_of(POINTS["mu"], new), rtol=1e-5)
+    with pytest.raises(ValueError, match="black box 'f' is given other inputs than it was"):
+        first_bank(ScoreHMC(model, bank=bank), 2 * X, jnp.array(old))
+
+
+def test_the_bank_of_an_opaque_model_is_computed_anew() -> None:
+    def plain(y: Array) -> None:
+        mu = numpyro.sample("mu", dist.Normal(0.0, 10.0))
+        numpyro.sample("y", dist.Normal(mu, 1.0).expand([3]).to_event(1), obs=y)
+
+    bank = ScoreHMC(plain).evaluate(jax.random.key(0), POINTS, jnp.array([3.0, 3.1, 2.9]))
+    found = filled(first_bank(ScoreHMC(plain, bank=bank), jnp.array([-4.0, 3.0, 10.0])))
+    exact = potential_of(POINTS["mu"], [-4.0, 3.0, 10.0])
+    np.testing.assert_allclose(found.potential[:4], exact, rtol=1e-5)
+    np.testing.assert_allclose(found.outputs["potential"][:4, 0], exact, rtol=1e-5)
+
+
+def square(scale: float, x: Array) -> Array:
+    return scale * jnp.sum(x**2)
+
+
+def test_the_bank_of_a_potential_is_tried_once() -> None:
+    points, start = jnp.linspace(0.3, 2.0, 12).reshape(6, 2), jnp.ones((2, 2))
+    half, whole = (functools.partial(square, scale) for scale in (0.5, 1.0))
+    bank = ScoreHMC(potential_fn=half).evaluate(jax.random.key(0), points)
+    state = ScoreHMC(potential_fn=half, bank=bank).init(KEYS, 5, start, (), {})
+    assert state.num_evaluations.tolist() == [2, 1]
+    message = r"at its best point the potential was 0.1\d+ and is 0.2\d+"
+    with pytest.raises(ValueError, match=message):
+        ScoreHMC(potential_fn=whole, bank=bank).init(KEYS, 5, start, (), {})
+
+
+def test_a_design_larger_than_the_capacity_keeps_what_is_near_and_new() -> None:
+    points = jnp.stack([jnp.linspace(-3, 3, 90), jnp.zeros(90)], axis=1)
+    half = functools.partial(square, 0.5)
+    bank = ScoreHMC(potential_fn=half).evaluate(jax.random.key(0), points)
+    kernel = ScoreHMC(potential_fn=half, bank=bank, bank_size=16)
+    found = first_bank(kernel, start=jnp.ones((2, 2)))
+    assert found.z.shape == (16, 2) and int(found.size) == 16
+    assert int(found.count) == 92
+    np.testing.assert_allclose(found.potential, 0.5 * jnp.sum(found.z**2, axis=1), rtol=1e-6)
+    # More chains than a bank of the least size has room for.
+    many = first_bank(
+        ScoreHMC(potential_fn=half, bank_size=16),
+        keys=jax.random.split(jax.random.key(0), 20),
+        start=jnp.ones((20, 2)),
+    )
+    assert int(many.size) == 20
+
+
+def test_banks_of_chains_that_learned_alone_are_joined(tmp_path: Path) -> None:
+    half = functools.partial(square, 0.5)
+    parts = [
+        ScoreHMC(potential_fn=half).evaluate(jax.random.key(0), jnp.full((n, 2), float(n)))
+        for n in (3, 5)
+    ]
+    empty = empty_bank(6, 2, {"potential": (2, 1)}, parts[0].z.dtype)
+    padded = [add_all(empty, p.z, _evaluation(p)) for p in parts]
+    apart = jax.tree.map(lambda *x: jnp.stack(x), *padded)
+    assert apart.z.shape == (2, 6, 2)
+    rows = joined(apart)
+    assert int(rows.size) == int(rows.count) == 8
+    assert sorted(rows.number.tolist()) == [0, 0, 0, 0, *range(1, 9)]
+    assert rows.z[rows.number == 1, 0] in (3.0, 5.0)  # the first of either
+    np.testing.assert_array_equal(rows.z[rows.number == 8, 0], [5.0])
+    apart.save(tmp_path / "bank.npz")
+    loaded = Bank.load(tmp_path / "bank.npz")
+    for bank in (apart, loaded):
+        found = first_bank(ScoreHMC(potential_fn=half, bank=bank), start=jnp.ones((2, 2)))
+        kept = np.sort(np.asarray(filled(found).z[:, 0]))
+        np.testing.assert_array_equal(kept, [1, 1, 3, 3, 3, 5, 5, 5, 5, 5])
+
+
+def _evaluation(bank: Bank) -> Evaluation:
+    failures = jnp.zeros((bank.z.shape[0], 3), jnp.int32)
+    return Evaluation(bank.potential, bank.inputs, bank.outputs, failures)
+
+
+def test_starting_points_may_be_plain_numbers() -> None:
+    def two() -> None:
+        numpyro.sample("a", dist.Normal(0.0, 1.0))
+        numpyro.sample("b", dist.Normal(0.0, 1.0))
+
+    kernel = ScoreHMC(two)
+    state = kernel.init(jax.random.key(0), 100, {"a": 0.5, "b": 1}, (), {})
+    assert state.z["a"].shape == () and float(state.z["b"]) == 1.0
+    integers = {"a": np.array([1, 2]), "b": np.array([0, 1])}
+    state = kernel.init(KEYS, 100, integers, (), {})
+    np.testing.assert_array_equal(state.z["a"], [1.0, 2.0])
+    half = ScoreHMC(potential_fn=functools.partial(square, 0.5))
+    assert half.init(KEYS, 100, jnp.ones((2, 2), int), (), {}).z.dtype == jnp.float32
+    for wrong in ({"a": jnp.ones(2)}, {"a": jnp.ones(2), "b": jnp.ones((2, 3))}):
+        with pytest.raises(ValueError, match=r"latent sites \{'a': \(\), 'b': \(\)\}"):
+            kernel.init(KEYS, 5, wrong, (), {})
+
+
+def test_a_box_may_be_a_scale_while_arguments_are_validated() -> None:
+    def positive() -> None:
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        scale = black_box("scale", np.exp, x, out=())
+        numpyro.sample("y", dist.Normal(0.0, scale), obs=1.0)
+
+    with numpyro.validation_enabled():
+        state = ScoreHMC(positive).init(KEYS, 100, None, (), {})
+    assert bool(jnp.all(jnp.isfinite(state.potential_energy)))
+
+
+def test_a_failure_that_the_model_hides_is_refused_all_the_same() -> None:
+    def hiding(bad: float) -> None:
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        fn = functools.partial(_nan_if, bad)
+        value = black_box("box", fn, x, out=(), on_failure="reject")
+        numpyro.factor("f", jnp.nan_to_num(value))
+
+    points = {"x": jnp.array([1.0, 2.0])}
+    bank = filled(ScoreHMC(hiding).evaluate(jax.random.key(0), points, 2.0))
+    np.testing.assert_array_equal(jnp.isfinite(bank.potential), [True, False])
+
+
+def _nan_if(bad: float, x: np.ndarray) -> float:
+    return float("nan") if x == bad else 0.0
+
+
+def test_predictions_at_other_inputs_call_the_box() -> None:
+    """What the run kept are outputs at its own inputs."""
+
+    class Finished(MCMC):
+        """A run of which only the draws are there."""
+
+        def get_samples(self, group_by_chain: bool = False) -> Any:
+            mu = jnp.linspace(2.9, 3.1, 40)[None]
+            return {"mu": mu, "f": mu[..., None] * X}
+
+        def get_extra_fields(self, group_by_chain: bool = False) -> Any:
+            return {}
+
+    run = Finished(ScoreHMC(model), num_warmup=1, num_samples=40, progress_bar=False)
+    run._args, run._kwargs = (X, jnp.array([3.0, 3.1, 2.9])), {}
+
+    def predicted(*args: Any) -> np.ndarray:
+        found: Any = to_arviz(run, model_args=args)
+        return np.asarray(found["posterior_predictive"]["y"]).mean(axis=(0, 1))
+
+    CALLS.clear()
+    np.testing.assert_allclose(predicted(X, jnp.zeros(3)), 3.0, atol=0.7)
+    assert not CALLS  # other arguments, but the box's inputs are those of the run
+    np.testing.assert_allclose(predicted(100 * X, jnp.zeros(3)), 300.0, atol=0.7)
+    assert len(set(CALLS)) == 40  # once for the likelihood of the data, once for predictions
+
+
+class Frame:
+    """Stands for data that are no PyTree: a data frame, a sparse matrix."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+
+def test_checkpoints_tell_data_by_their_content() -> None:
+    ones, twos = Frame(np.ones(3)), Frame(np.full(3, 2.0))
+    assert fingerprint(ones) == fingerprint(Frame(np.ones(3))) != fingerprint(twos)
+    objects = [np.array([values], object) for values in (ones, twos)]
+    assert fingerprint(objects[0]) != fingerprint(objects[1])
+    unknown = Frame(lambda: None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must tell this run from another; data is a .*Frame"):
+        Store(Path("nowhere"), {"data": fingerprint(unknown)})
+    assert fingerprint(unknown).endswith(UNKNOWN)
+
+
+def test_checkpoints_tell_every_option_of_the_kernel() -> None:
+    half = functools.partial(square, 0.5)
+    points = jnp.ones((3, 2))
+    bank = ScoreHMC(potential_fn=half).evaluate(jax.random.key(0), points)
+    kernels = [
+        ScoreHMC(potential_fn=half),
+        ScoreHMC(potential_fn=half, step_size=0.1),
+        ScoreHMC(potential_fn=half, trajectory_length=0.2),
+        ScoreHMC(potential_fn=half, bank_size=500),
+        ScoreHMC(potential_fn=half, bank=bank),
+        ScoreHMC(potential_fn=half, bank=bank._replace(z=bank.z + 1)),
+        ScoreHMC(potential_fn=half, init_strategy=init_to_median()),
+        ScoreHMC(potential_fn=half, init_strategy=init_to_value(values={"x": jnp.zeros(2)})),
+        ScoreHMC(potential_fn=half, init_strategy=init_to_value(values={"x": jnp.ones(2)})),
+        ScoreHMC(potential_fn=functools.partial(square, 1.0)),
+    ]
+    found = [options_of(kernel) for kernel in kernels]
+    assert all(a != b for i, a in enumerate(found) for b in found[:i])
+    assert options_of(ScoreHMC(potential_fn=half)) == found[0]
+    assert described(None) == "None"
+
+
+def options_of(kernel: ScoreHMC) -> dict[str, Any]:
+    mcmc = MCMC(kernel, num_warmup=5, num_samples=5, progress_bar=False)
+    found = settings(mcmc, jax.random.key(0), Plan(5, 10, 1), (), (), {})
+    return {name: word for name, word in found.items() if name.startswith("option")}
