@@ -13,9 +13,11 @@ on the joint posterior of hyper-parameters and latent function, cached. Errors, 
 sizes and their names are those of bench_hmc.py; `noise` is the standard deviation of the log
 estimate at the posterior mean. Chains start at draws of the prior.
 
-Iris costs 0.25 CPU hours on one thread with 5 seeds and 256 particles, and its NUTS reference about
-10 CPU minutes, once; `--quick` takes 2 CPU minutes. breast_cancer has not been run in full.
-Each row has its `cpu_seconds`, compilation included. Rows that the result file has are skipped.
+Iris costs 0.5 CPU hours on one thread with 5 seeds and 256 particles, and its NUTS reference about
+15 CPU minutes, once; `--quick` takes 2 CPU minutes. breast_cancer has not been run in full.
+Estimates are sampled around expectation propagation; `--sweeps 0` around Laplace's approximation,
+0.25 CPU hours. Each row has its `cpu_seconds`, compilation included. Rows that the result file has
+are skipped.
 """
 
 import argparse
