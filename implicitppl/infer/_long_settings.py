@@ -32,7 +32,7 @@ def settings(
     alone = "each chain alone"  # one after the other or in parallel
     found = {
         "kernel": fingerprint(type(mcmc.sampler)),
-        "model": fingerprint(getattr(mcmc.sampler, "model", None)),
+        "model": model_name(getattr(mcmc.sampler, "model", None)),
         "num_warmup": mcmc.num_warmup,
         "num_samples": mcmc.num_samples,
         "num_chains": mcmc.num_chains,
@@ -63,8 +63,9 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
 def fingerprint(value: Any) -> str:
     """A short text that tells data by their content, functions and classes by their name.
 
-    Objects that are no arrays, numbers or text are told by their pickle; `UNKNOWN` says that they
-    have none.
+    Objects that are no arrays, numbers or text are told by their pickle; those that have none and
+    can be called, by the name of their class; of others `UNKNOWN` is said. A `functools.partial`
+    is told by its parts.
     """
     if value is None or isinstance(value, bool | int | float | complex | str):
         return repr(value)
@@ -76,8 +77,21 @@ def fingerprint(value: Any) -> str:
             return f"{text} {_pickled(value)}"
         return f"{text} {_digest(np.ascontiguousarray(np.asarray(raw(value))).tobytes())}"
     if hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
-    return f"{type(value).__module__}.{type(value).__qualname__} {_pickled(value)}"
+        return _name(value)
+    if isinstance(value, functools.partial):
+        return f"{fingerprint(value.func)} {described((value.args, value.keywords))}"
+    content = _pickled(value)
+    return _name(type(value)) + ("" if content == UNKNOWN and callable(value) else f" {content}")
+
+
+def model_name(model: Any) -> str:
+    """The name of a model; of an object that can be called that of its class, as it may count."""
+    known = model is None or hasattr(model, "__qualname__") or isinstance(model, functools.partial)
+    return fingerprint(model) if known else _name(type(model))
+
+
+def _name(value: Any) -> str:
+    return f"{value.__module__}.{value.__qualname__}"
 
 
 def _pickled(value: Any) -> str:
@@ -92,13 +106,9 @@ def _digest(content: bytes) -> str:
 
 
 def described(value: Any) -> str:
-    """A short text for an option of a kernel: a function, a partial one, a tree of arrays."""
-    if isinstance(value, functools.partial):
-        return f"{described(value.func)} {described((value.args, value.keywords))}"
+    """A short text for an option of a kernel: a function, or a tree of arrays and others."""
     leaves = jax.tree.leaves(value, is_leaf=lambda leaf: leaf is None)
-    return " ".join(
-        described(x) if isinstance(x, functools.partial) else fingerprint(x) for x in leaves
-    )
+    return " ".join(fingerprint(leaf) for leaf in leaves)
 
 
 class Known(Captured):

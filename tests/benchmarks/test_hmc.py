@@ -475,6 +475,11 @@ def test_cells_are_medians_over_seeds() -> None:
     assert line(rows) == "| t | **2** |"
 
 
+def test_the_largest_r_hat_of_any_seed_stands_beside_the_median() -> None:
+    rows = [row("sa", seed, rhat=value) for seed, value in enumerate((1.001, 1.004, 2.7))]
+    assert "| t | 1.004 (2.700) |" in tables.tables(rows)
+
+
 def test_the_better_share_counts_and_sound_ones_come_first() -> None:
     short = row("sa", share=0.25, evaluations_to_400=1000.0)
     long = row("sa", share=1.0, evaluations_to_400=5000.0)

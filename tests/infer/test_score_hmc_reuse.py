@@ -11,13 +11,8 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from jaxtyping import Array
-from numpyro.infer import MCMC, init_to_median, init_to_value
 
-from implicitppl.diagnostics import to_arviz
 from implicitppl.infer import Bank, ScoreHMC, black_box
-from implicitppl.infer._long_blocks import Plan
-from implicitppl.infer._long_settings import UNKNOWN, described, fingerprint, settings
-from implicitppl.infer._long_store import Store
 from implicitppl.infer.score_hmc._bank import empty_bank, filled, joined
 from implicitppl.infer.score_hmc._problem import Evaluation
 from implicitppl.infer.score_hmc._reuse import add_all
@@ -177,76 +172,3 @@ def test_a_failure_that_the_model_hides_is_refused_all_the_same() -> None:
 
 def _nan_if(bad: float, x: np.ndarray) -> float:
     return float("nan") if x == bad else 0.0
-
-
-def test_predictions_at_other_inputs_call_the_box() -> None:
-    """What the run kept are outputs at its own inputs."""
-
-    class Finished(MCMC):
-        """A run of which only the draws are there."""
-
-        def get_samples(self, group_by_chain: bool = False) -> Any:
-            mu = jnp.linspace(2.9, 3.1, 40)[None]
-            return {"mu": mu, "f": mu[..., None] * X}
-
-        def get_extra_fields(self, group_by_chain: bool = False) -> Any:
-            return {}
-
-    run = Finished(ScoreHMC(model), num_warmup=1, num_samples=40, progress_bar=False)
-    run._args, run._kwargs = (X, jnp.array([3.0, 3.1, 2.9])), {}
-
-    def predicted(*args: Any) -> np.ndarray:
-        found: Any = to_arviz(run, model_args=args)
-        return np.asarray(found["posterior_predictive"]["y"]).mean(axis=(0, 1))
-
-    CALLS.clear()
-    np.testing.assert_allclose(predicted(X, jnp.zeros(3)), 3.0, atol=0.7)
-    assert not CALLS  # other arguments, but the box's inputs are those of the run
-    np.testing.assert_allclose(predicted(100 * X, jnp.zeros(3)), 300.0, atol=0.7)
-    assert len(set(CALLS)) == 40  # once for the likelihood of the data, once for predictions
-
-
-class Frame:
-    """Stands for data that are no PyTree: a data frame, a sparse matrix."""
-
-    def __init__(self, values: np.ndarray) -> None:
-        self.values = values
-
-
-def test_checkpoints_tell_data_by_their_content() -> None:
-    ones, twos = Frame(np.ones(3)), Frame(np.full(3, 2.0))
-    assert fingerprint(ones) == fingerprint(Frame(np.ones(3))) != fingerprint(twos)
-    objects = [np.array([values], object) for values in (ones, twos)]
-    assert fingerprint(objects[0]) != fingerprint(objects[1])
-    unknown = Frame(lambda: None)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="must tell this run from another; data is a .*Frame"):
-        Store(Path("nowhere"), {"data": fingerprint(unknown)})
-    assert fingerprint(unknown).endswith(UNKNOWN)
-
-
-def test_checkpoints_tell_every_option_of_the_kernel() -> None:
-    half = functools.partial(square, 0.5)
-    points = jnp.ones((3, 2))
-    bank = ScoreHMC(potential_fn=half).evaluate(jax.random.key(0), points)
-    kernels = [
-        ScoreHMC(potential_fn=half),
-        ScoreHMC(potential_fn=half, step_size=0.1),
-        ScoreHMC(potential_fn=half, trajectory_length=0.2),
-        ScoreHMC(potential_fn=half, bank_size=500),
-        ScoreHMC(potential_fn=half, bank=bank),
-        ScoreHMC(potential_fn=half, bank=bank._replace(z=bank.z + 1)),
-        ScoreHMC(potential_fn=half, init_strategy=init_to_median()),
-        ScoreHMC(potential_fn=half, init_strategy=init_to_value(values={"x": jnp.zeros(2)})),
-        ScoreHMC(potential_fn=half, init_strategy=init_to_value(values={"x": jnp.ones(2)})),
-        ScoreHMC(potential_fn=functools.partial(square, 1.0)),
-    ]
-    found = [options_of(kernel) for kernel in kernels]
-    assert all(a != b for i, a in enumerate(found) for b in found[:i])
-    assert options_of(ScoreHMC(potential_fn=half)) == found[0]
-    assert described(None) == "None"
-
-
-def options_of(kernel: ScoreHMC) -> dict[str, Any]:
-    mcmc = MCMC(kernel, num_warmup=5, num_samples=5, progress_bar=False)
-    found = settings(mcmc, jax.random.key(0), Plan(5, 10, 1), (), (), {})
-    return {name: word for name, word in found.items() if name.startswith("option")}

@@ -245,7 +245,10 @@ def _objective(weight: float, ratio: float, scales: list[float]) -> str:
     if ratio != 1:
         return "objective of a minibatch (no bound: functions are compared on part of the inputs)"
     if any(scale != 1 for scale in scales):
-        return "negative functional ELBO under `handlers.scale` (a bound only of what it says)"
+        return (
+            "negative functional ELBO under `handlers.scale` (a multiple of a bound only where "
+            "every site has the same scale)"
+        )
     if weight != 1:
         return f"negative functional ELBO with divergence weighted by {weight:g} (no bound)"
     return "negative functional ELBO (estimate; a bound as far as the divergence is exact)"

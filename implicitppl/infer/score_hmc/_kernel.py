@@ -85,8 +85,8 @@ class ScoreHMC(MCMCKernel):
 
     Raises:
         ValueError: for both or neither of `model` and `potential_fn`, a discrete latent site, a
-            starting point of infinite potential given by the user, an option out of range, a score
-            estimator with black boxes or a `bank`, a `bank` of another target.
+            starting point of infinite potential or without a site given by the user, an option out
+            of range, a score estimator with black boxes or a `bank`, a `bank` of another target.
         RuntimeError: if no starting point with a finite potential is found.
 
     Collect `extra_fields=ScoreHMC.diagnostic_fields` for `diagnostics.surrogate_report`.
@@ -407,10 +407,8 @@ class ScoreHMC(MCMCKernel):
         """Return the bank, how many rows it has, and how many evaluations were made for it."""
         num_chains, dimension = z.shape
         self._num_warmup = num_warmup
-        capacity, added = (
-            self._bank_size or default_capacity(dimension),
-            num_chains * (num_warmup + 1),
-        )
+        capacity = self._bank_size or default_capacity(dimension)
+        added = num_chains * (num_warmup + 1)
         if self._bank is None:
             size = max(min(capacity, added), num_chains, 2)
             return empty_bank(size, dimension, structure, z.dtype), 0, 0

@@ -59,7 +59,7 @@ def _computed(
         if bool(jnp.any(jnp.abs(inputs[name] - there) > close + jnp.finfo(there.dtype).tiny)):
             raise ValueError(
                 f"`bank` must hold evaluations of this target; at its points black box {name!r} is "
-                "given other inputs than it was. Of other data than those inputs a bank may be."
+                "given other inputs than it was. Only data that no box is given may be others."
             )
     if problem.boxes:
         return Evaluation(potential, inputs, rows.outputs, rows.number)
@@ -73,7 +73,7 @@ def _try_best(rows: Bank, problem: WholeProblem) -> None:
     key, old = jax.random.key(0), float(rows.potential[best])
     noise = jax.tree.map(lambda x: x[0], draw(key[None], problem.noise))
     new = float(problem.evaluate(rows.z[best], key, noise, (), {}).potential)
-    if not abs(new - old) <= TOLERANCE * (1 + abs(old)):
+    if new != old and not abs(new - old) <= TOLERANCE * (1 + abs(old)):
         raise ValueError(
             f"`bank` must hold evaluations of this target; at its best point the potential was "
             f"{old:.6g} and is {new:.6g}. Banks of another potential cannot be used."
