@@ -1,11 +1,14 @@
 """Network agents of the bandits: the prior, the batch, what is learned, and one compilation."""
 
+from typing import Any
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import pytest
 from numpyro import handlers
+from scipy.stats import norm
 
 import implicitppl as ip
 from benchmarks import bandit_functional as networks
@@ -17,17 +20,24 @@ SMALL = networks.Settings(num_particles=40, batch_size=16, num_measured=16, widt
 
 
 def arm_network(scale: float = 0.1) -> networks.ArmNetwork:
-    network = ip.processes.BayesianNetwork(2, 5, 1, 3, key=jax.random.key(0), initial_scale=scale)
-    return networks.ArmNetwork(network)
+    make = eqx.filter_jit(ip.processes.BayesianNetwork)
+    return networks.ArmNetwork(make(2, 5, 1, 3, key=jax.random.key(0), initial_scale=scale))
+
+
+@eqx.filter_jit
+def values_of(process: Any, key: jax.Array, points: jax.Array) -> jax.Array:
+    """Return the values at the points of the function that a key draws."""
+    return process.function(key)(points)
 
 
 def test_a_function_of_an_arm_is_that_output_of_the_network() -> None:
     process, key = arm_network(), jax.random.key(1)
     contexts, arms = np.random.default_rng(0).standard_normal((6, 2)), np.array([0, 2, 1, 1, 0, 2])
-    outputs = process.network.function(key)(jnp.asarray(contexts))
-    found = process.function(key)(jnp.column_stack([contexts, arms]))
+    points = jnp.asarray(np.column_stack([contexts, arms]))
+    outputs = np.asarray(values_of(process.network, key, points[:, :2]))
+    found = values_of(process, key, points)
     np.testing.assert_array_equal(found, outputs[np.arange(6), arms])
-    ip.processes.check_coherent(process, jnp.column_stack([contexts, arms]), key=key)
+    ip.processes.check_coherent(process, points, key=key)
 
 
 def test_the_prior_is_that_of_the_process_agent_and_arms_are_independent() -> None:
@@ -35,8 +45,10 @@ def test_the_prior_is_that_of_the_process_agent_and_arms_are_independent() -> No
     contexts, arms = rng.standard_normal((8, 2)), np.array([0, 0, 1, 1, 2, 2, 0, 1])
     with jax.enable_x64(True):
         kernel = kernel_of(contexts)
-        found = networks.prior_of(kernel, 2).covariance(jnp.column_stack([contexts, arms]))
-        expected = kernel.gram(jnp.asarray(contexts)) * (arms[:, None] == arms)
+        points = np.column_stack([contexts, arms])
+        found = eqx.filter_jit(lambda k: networks.prior_of(k, 2).covariance(points))(kernel)
+        gram = np.asarray(eqx.filter_jit(kernel.gram)(jnp.asarray(contexts)))
+        expected = gram * (arms[:, None] == arms)
         np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
@@ -45,7 +57,8 @@ def test_a_batch_holds_rows_that_were_seen_in_scaled_rewards() -> None:
     contexts, arms, rewards = rng.standard_normal((50, 2)), np.arange(50), rng.normal(3, 2, 50)
     rewards[20:] = 1e6  # not seen yet
     history = jnp.asarray(contexts), jnp.asarray(arms), jnp.asarray(rewards)
-    points, y, ratio = networks.batch(jax.random.key(0), history, jnp.asarray(20), SMALL)
+    draw = jax.jit(networks.batch, static_argnums=3)
+    points, y, ratio = draw(jax.random.key(0), history, jnp.asarray(20), SMALL)
     rows = np.asarray(points[:, 2]).astype(int)
     assert rows.max() < 20 and len(set(rows)) > 5
     np.testing.assert_allclose(points[:, :2], contexts[rows], rtol=1e-6)
@@ -59,34 +72,43 @@ def test_the_likelihood_counts_every_row_that_was_seen(space: str) -> None:
     # Twice the ratio adds the log likelihood of the batch once more, and nothing else.
     settings, start = SMALL._replace(width=5), arm_network(1e-6)
     rng = np.random.default_rng(3)
-    points = jnp.column_stack([rng.standard_normal((16, 2)), rng.integers(0, 3, 16)])
-    f = start.function(jax.random.key(5))(points)  # hardly varies
-    y = f + 0.3 * jnp.asarray(rng.standard_normal(16))
-    prior = networks.prior_of(kernel_of(np.asarray(points[:, :2])), 2)
-    svi = networks.inference(space, start, settings)
-    losses = []
-    for ratio in (1.0, 2.0):
-        data = points, y, jnp.asarray(ratio), prior
-        losses.append(float(svi.evaluate(svi.init(jax.random.key(4), *data), *data)))
+    contexts, arms = rng.standard_normal((16, 2)), rng.integers(0, 3, 16)
+    points = jnp.asarray(np.column_stack([contexts, arms]))
+    f = np.asarray(values_of(start, jax.random.key(5), points))  # hardly varies
+    y = f + 0.3 * rng.standard_normal(16).astype(np.float32)
+
+    @eqx.filter_jit
+    def loss(start: networks.ArmNetwork, ratio: jax.Array) -> jax.Array:
+        svi = networks.inference(space, start, settings)
+        data = points, y, ratio, networks.prior_of(kernel_of(contexts), 2)
+        return svi.evaluate(svi.init(jax.random.key(4), *data), *data)
+
+    losses = [float(loss(start, jnp.asarray(ratio))) for ratio in (1.0, 2.0)]
     found = losses[0] - losses[1]
-    expected = numpyro.distributions.Normal(f, settings.noise).log_prob(y).sum()
-    assert found == pytest.approx(float(expected), abs=0.02)
-    other_arms = start.function(jax.random.key(5))(points.at[:, 2].set((points[:, 2] + 1) % 3))
-    wrong = numpyro.distributions.Normal(other_arms, settings.noise).log_prob(y).sum()
-    assert found != pytest.approx(float(wrong), abs=0.02)
+    expected = norm.logpdf(y, f, settings.noise).sum()
+    assert found == pytest.approx(expected, abs=0.02)
+    points_of_others = jnp.asarray(np.column_stack([contexts, (arms + 1) % 3]))
+    other_arms = np.asarray(values_of(start, jax.random.key(5), points_of_others))
+    wrong = norm.logpdf(y, other_arms, settings.noise).sum()
+    assert found != pytest.approx(wrong, abs=0.02)
 
 
 def test_weights_have_the_stated_prior_and_give_the_function_of_the_guide() -> None:
     start, settings = arm_network(1e-6), SMALL._replace(width=5)
-    model, guide, _ = networks.weight_space(start, settings)
     points = jnp.array([[0.3, -1.0, 2.0], [1.0, 0.5, 0.0]])
-    data = points, jnp.zeros(2), jnp.ones(()), None
-    drawn = handlers.trace(handlers.seed(guide, 0)).get_trace(*data)
-    replayed = handlers.replay(handlers.seed(model, 1), drawn)
-    trace = handlers.trace(replayed).get_trace(*data)
-    found = trace["y"]["fn"].base_dist.loc
-    np.testing.assert_allclose(found, start.function(jax.random.key(2))(points), atol=1e-4)
-    scales = [float(trace[n]["fn"].base_dist.scale.max()) for n in ("w0", "b0", "w1", "b1")]
+
+    @eqx.filter_jit
+    def traced(start: networks.ArmNetwork) -> Any:
+        model, guide, _ = networks.weight_space(start, settings)
+        data = points, jnp.zeros(2), jnp.ones(()), None
+        drawn = handlers.trace(handlers.seed(guide, 0)).get_trace(*data)
+        replayed = handlers.replay(handlers.seed(model, 1), drawn)
+        trace = handlers.trace(replayed).get_trace(*data)
+        scales = [trace[n]["fn"].base_dist.scale.max() for n in ("w0", "b0", "w1", "b1")]
+        return trace["y"]["fn"].base_dist.loc, scales
+
+    found, scales = traced(start)
+    np.testing.assert_allclose(found, values_of(start, jax.random.key(2), points), atol=1e-4)
     np.testing.assert_allclose(scales, [2**-0.5, 1, 5**-0.5, 1], rtol=1e-6)
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,7 +112,7 @@ def test_an_arm_that_grows_has_the_posterior_of_the_process() -> None:
     contexts, rewards = rng.standard_normal((20, 2)), 3 + 2 * rng.standard_normal(20)
     kernel, rows, centre, scale = bandit_gp.kernel_of(contexts), np.arange(0, 20, 2), 2.5, 1.7
     with jax.enable_x64(True):
-        gram = np.asarray(kernel.gram(jnp.asarray(contexts)))
+        gram = np.asarray(eqx.filter_jit(kernel.gram)(jnp.asarray(contexts)))
         arm = bandit_gp.empty()
         for row in rows:  # ten rows: beyond the first capacity of eight
             arm = arm.add(int(row), rewards[row], gram[row], gram[row, row] + 0.09)

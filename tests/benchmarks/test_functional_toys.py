@@ -55,7 +55,8 @@ def test_steps_posterior_has_the_prior_of_the_process():
         np.array([0.4, 0.5, 0.8]),
         0.2,
     )
-    draws = np.asarray(PiecewiseConstant().draw(jax.random.key(0), 40_000)(np.r_[x, grid]))
+    draw = jax.jit(lambda key: PiecewiseConstant().draw(key, 40_000)(np.r_[x, grid]))
+    draws = np.asarray(draw(jax.random.key(0)))
     log_weight = stats.norm(draws[:, :3], noise).logpdf(y).sum(axis=1)
     weight = np.exp(log_weight)
     found = steps_posterior(x, y, noise, grid, 3.0, (0.0, 1.0))

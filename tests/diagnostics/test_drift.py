@@ -8,7 +8,8 @@ from jax import random
 from implicitppl.diagnostics import nuts_drift
 
 C, S = 192, 2000
-PRECISION = jnp.linalg.inv(jnp.array([[1.0, 0.8], [0.8, 1.0]]))
+COVARIANCE = np.array([[1.0, 0.8], [0.8, 1.0]])
+PRECISION = np.linalg.inv(COVARIANCE)
 
 
 def _log_density(z):
@@ -16,7 +17,7 @@ def _log_density(z):
 
 
 def _exact(key, n):
-    root = jnp.linalg.cholesky(jnp.linalg.inv(PRECISION))
+    root = np.linalg.cholesky(COVARIANCE)
     return random.normal(key, (n, 2)) @ root.T
 
 

@@ -1,5 +1,6 @@
 """Pictures hold what they should; calibration accepts an exact guide and rejects wrong ones."""
 
+import equinox as eqx
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
@@ -40,7 +41,7 @@ def test_selection_plot():
     assert circles == int(np.sum(np.asarray(info.weights) > 0)) > 0
     with pytest.raises(ValueError, match="must be one score made by"):
         plot_selection(Gaussian().fit(np.eye(3)))
-    few = select(rng.gumbel(size=(5, 1)).astype(np.float32), key=random.key(0))
+    few = eqx.filter_jit(select)(rng.gumbel(size=(5, 1)).astype(np.float32), key=random.key(0))
     with pytest.raises(ValueError, match="has no candidates to show: 5 samples"):
         plot_selection(few)
 

@@ -125,7 +125,8 @@ def outputs():
 def test_svi_moves_towards_the_maximum_of_the_evidence(outputs):
     guide = AutoNormal(_regression)
     svi = SVI(_regression, guide, Adam(0.05), Trace_ELBO())
-    result = svi.run(jax.random.key(1), 600, X, outputs, progress_bar=False)
+    start = jax.jit(svi.init)(jax.random.key(1), X, outputs)
+    result = svi.run(jax.random.key(1), 600, X, outputs, progress_bar=False, init_state=start)
     median = guide.median(result.params)
     best = fit(GaussianProcess(RBF()), X, outputs, fixed=["kernel.variance"], num_steps=200)
     ratio = median["k/lengthscale"] / best.process.kernel.lengthscale

@@ -11,26 +11,32 @@ from jax.scipy.special import logsumexp
 from scipy import stats
 
 from implicitppl.distributions import ImplicitDensityError, ResidualGenerator, SemiImplicit
-from tests.distributions.test_residual import bent
+from tests.distributions.test_residual import bent, new_generator
 
 FLOAT = jnp.dtype(jnp.float32)
 
 
 def gaussian_case() -> tuple[SemiImplicit, np.ndarray, np.ndarray]:
     """A generator with a zero residual, and the mean and covariance that it must then have."""
-    generator = ResidualGenerator(3, key=jax.random.key(0), loc=jnp.array([1.0, -2.0, 0.5]))
-    lower = jnp.array([[0.0, 0.0, 0.0], [0.7, 0.0, 0.0], [-0.4, 0.3, 0.0]])
-    scales = jnp.log(jnp.array([0.5, 2.0, 1.0]))
-    generator = eqx.tree_at(lambda g: (g.log_scale, g.lower), generator, (scales, lower))
-    tril = np.asarray(generator.scale_tril)
-    return SemiImplicit(generator), np.asarray(generator.loc), tril @ tril.T
+    mean, scales = np.array([1.0, -2.0, 0.5]), np.array([0.5, 2.0, 1.0])
+    lower = np.array([[0.0, 0.0, 0.0], [0.7, 0.0, 0.0], [-0.4, 0.3, 0.0]])
+    generator = new_generator(3, key=jax.random.key(0), loc=jnp.array(mean))
+    affine = jnp.array(np.log(scales)), jnp.array(lower)
+    generator = eqx.tree_at(lambda g: (g.log_scale, g.lower), generator, affine)
+    tril = scales[:, None] * (np.eye(3) + lower)
+    return SemiImplicit(generator), mean, tril @ tril.T
 
 
 def folded_case(seed: int, strength: float, sigma: float = 0.1) -> SemiImplicit:
     """A one-dimensional generator with a residual strong enough to fold the line."""
-    generator = ResidualGenerator(1, key=jax.random.key(seed), sigma=sigma, width=8)
+    generator = new_generator(1, key=jax.random.key(seed), sigma=sigma, width=8)
     weight = strength * jax.random.normal(jax.random.key(seed + 1), (2, 8))
     return SemiImplicit(eqx.tree_at(lambda g: g.network.layers[-1].weight, generator, weight))
+
+
+fold_share = jax.jit(SemiImplicit.fold_share)
+log_prob = jax.jit(SemiImplicit.log_prob)
+score_of = jax.jit(SemiImplicit.score, static_argnames="num_inner")
 
 
 @functools.partial(jax.jit, static_argnames="num_inner")
@@ -54,10 +60,10 @@ def test_without_a_residual_every_density_is_the_gaussian_one(precision):
     exact = stats.multivariate_normal(mean, covariance).logpdf(np.asarray(z))
     bounds = bounds_of(q, behind, num_inner=4)
     tolerance = 1e-3 if precision == jnp.float32 else 1e-9
-    density = jax.jit(lambda z: q.log_density(jax.random.key(3), z))(z)
-    for value in (q.log_prob(z, behind), *bounds, density):
+    density = jax.jit(SemiImplicit.log_density)(q, jax.random.key(3), z)
+    for value in (log_prob(q, z, behind), *bounds, density):
         np.testing.assert_allclose(value, exact, atol=tolerance)
-    score = jax.jit(lambda z: q.score(jax.random.key(4), z, num_inner=4))(z)
+    score = score_of(q, jax.random.key(4), z, num_inner=4)
     np.testing.assert_allclose(
         score, -np.linalg.solve(covariance, (np.asarray(z) - mean).T).T, atol=100 * tolerance
     )
@@ -75,11 +81,11 @@ def test_draws_have_the_gaussian_moments():
 @pytest.mark.slow
 def test_where_the_map_is_one_to_one_all_densities_agree():
     q = SemiImplicit(bent(1, FLOAT))
-    assert float(q.fold_share(jax.random.key(9))) == 0.0
+    assert float(fold_share(q, jax.random.key(9))) == 0.0
     z, behind = q.sample_with_intermediates(jax.random.key(1), (300,))
     exact = np.asarray(quadrature(q, z))
     bounds = bounds_of(q, behind, num_inner=64)
-    for value in (q.log_prob(z, behind), *bounds):
+    for value in (log_prob(q, z, behind), *bounds):
         assert abs(float(np.mean(np.asarray(value) - exact))) < 5e-3
 
 
@@ -88,14 +94,14 @@ def test_where_the_map_is_one_to_one_all_densities_agree():
 )
 def test_bounds_bracket_quadrature_where_the_map_folds(seed, strength):
     q = folded_case(seed, strength)
-    assert float(q.fold_share(jax.random.key(9))) > 0.05, "the map must fold"
+    assert float(fold_share(q, jax.random.key(9))) > 0.05, "the map must fold"
     z, behind = q.sample_with_intermediates(jax.random.key(1), (400,))
     exact = np.asarray(quadrature(q, z))
     bounds = bounds_of(q, behind, num_inner=16)
     lower, upper = (np.asarray(bound) - exact for bound in bounds)
     assert lower.mean() < 3 * lower.std() / 20
     assert upper.mean() > -3 * upper.std() / 20
-    one_branch = np.asarray(q.log_prob(z, behind)) - exact
+    one_branch = np.asarray(log_prob(q, z, behind)) - exact
     assert one_branch.mean() < -0.02, "a change of variables sees one branch only: too low"
 
 
@@ -117,7 +123,7 @@ def test_score_agrees_with_the_derivative_of_quadrature():
         z = q.sample(jax.random.key(1), (100,))
         step = 1e-4
         exact = (quadrature(q, z + step) - quadrature(q, z - step)) / (2 * step)
-        score = jax.jit(lambda z: q.score(jax.random.key(2), z, num_inner=512))(z)[:, 0]
+        score = score_of(q, jax.random.key(2), z, num_inner=512)[:, 0]
         error = float(jnp.mean((score - exact) ** 2) / jnp.mean(exact**2))
         halved = float(jnp.mean((score / 2 - exact) ** 2) / jnp.mean(exact**2))
     assert error < 0.02
@@ -134,18 +140,17 @@ def test_the_path_gradient_is_the_score_times_the_path():
         z, behind = d.sample_with_intermediates(key)
         return d.log_prob(z, behind)
 
-    z, (large, small) = q.sample_with_intermediates(key)
-    _, score, _ = q.generator.score_at(large + q.generator.sigma * small)
-
-    def path(params: ResidualGenerator) -> jax.Array:
+    def path(params: ResidualGenerator, score: jax.Array) -> jax.Array:
         d = SemiImplicit(eqx.combine(params, static))
         return score @ d.sample(key)
 
-    for got, want in zip(
-        jax.tree.leaves(jax.grad(value)(params)),
-        jax.tree.leaves(jax.grad(path)(params)),
-        strict=True,
-    ):
+    @jax.jit
+    def gradients(params: ResidualGenerator) -> tuple[ResidualGenerator, ResidualGenerator]:
+        _, (large, small) = q.sample_with_intermediates(key)
+        _, score, _ = q.generator.score_at(large + q.generator.sigma * small)
+        return jax.grad(value)(params), jax.grad(path)(params, score)
+
+    for got, want in zip(*map(jax.tree.leaves, gradients(params)), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
@@ -179,17 +184,27 @@ def test_path_gradient_has_the_expectation_of_the_full_gradient():
 def test_a_gradient_in_noise_units_is_the_pullback_of_the_map():
     q = SemiImplicit(bent(3, FLOAT))
     z, behind = q.sample_with_intermediates(jax.random.key(1), (4,))
-    slope = jnp.cos(z)
-    got = q.to_noise(behind, slope)
+    slope = np.cos(z)
+    got = jax.jit(SemiImplicit.to_noise)(q, behind, slope)
+
+    @eqx.filter_jit
+    def dense_jacobian(generator: ResidualGenerator, noise: jax.Array) -> jax.Array:
+        return generator.scale_tril @ jax.jacfwd(generator.map)(noise)
+
+    noise = np.asarray(behind[0]) + q.generator.sigma * np.asarray(behind[1])
     for i in range(4):
-        noise = behind[0][i] + q.generator.sigma * behind[1][i]
-        dense = q.generator.scale_tril @ jax.jacfwd(q.generator.map)(noise)
+        dense = np.asarray(dense_jacobian(q.generator, noise[i]))
         np.testing.assert_allclose(got[i], dense.T @ slope[i], rtol=1e-4, atol=1e-5)
 
 
 def test_the_barrier_is_zero_at_the_start_and_pushes_away_from_a_fold():
-    start = SemiImplicit(ResidualGenerator(1, key=jax.random.key(0)))
-    assert float(start.fold_barrier(jax.random.key(1), 100)) == 0.0
+    start = SemiImplicit(new_generator(1, key=jax.random.key(0)))
+
+    @jax.jit
+    def barrier_of(q: SemiImplicit) -> jax.Array:
+        return q.fold_barrier(jax.random.key(1), 100)
+
+    assert float(barrier_of(start)) == 0.0
 
     def compressed(strength: jax.Array) -> SemiImplicit:
         """b(e) = -strength e near 0: the margin is log(1 - strength)."""
@@ -209,15 +224,18 @@ def test_the_barrier_is_zero_at_the_start_and_pushes_away_from_a_fold():
         network = eqx.tree_at(lambda n: n.layers, g.network, tuple(layers))
         return SemiImplicit(eqx.tree_at(lambda x: x.network, g, network))
 
-    def barrier(strength: jax.Array) -> jax.Array:
-        return compressed(strength).fold_barrier(jax.random.key(1), 100)
+    @jax.jit
+    def share(strength: jax.Array) -> jax.Array:
+        return compressed(strength).fold_share(jax.random.key(2))
 
-    assert float(compressed(jnp.array(0.9)).fold_share(jax.random.key(2))) == 0.0
-    assert float(barrier(jnp.array(0.5))) == 0.0
-    assert float(barrier(jnp.array(0.9))) > 0.1
-    assert float(jax.grad(barrier)(jnp.array(0.9))) > 0.1, "less compression, less penalty"
-    assert float(compressed(jnp.array(1.5)).fold_share(jax.random.key(2))) > 0.5
-    folded = jax.grad(barrier)(jnp.array(1.5))
+    barrier_and_slope = jax.jit(jax.value_and_grad(lambda s: barrier_of(compressed(s))))
+    assert float(share(jnp.array(0.9))) == 0.0
+    assert float(barrier_and_slope(jnp.array(0.5))[0]) == 0.0
+    barrier, slope = barrier_and_slope(jnp.array(0.9))
+    assert float(barrier) > 0.1
+    assert float(slope) > 0.1, "less compression, less penalty"
+    assert float(share(jnp.array(1.5))) > 0.5
+    _, folded = barrier_and_slope(jnp.array(1.5))
     assert np.isfinite(folded) and float(folded) > 0.1, "beyond the fold it leads back"
 
 
@@ -237,7 +255,7 @@ def test_distribution_crosses_jit_with_one_compilation():
         return d.sample(key)
 
     first, *_ = gaussian_case()
-    second = SemiImplicit(ResidualGenerator(3, key=jax.random.key(9)))
+    second = SemiImplicit(new_generator(3, key=jax.random.key(9)))
     key = jax.random.key(0)
     assert jnp.allclose(draw(first, key), first.sample(key), atol=1e-5)
     assert jnp.allclose(draw(second, key), second.sample(key), atol=1e-5)

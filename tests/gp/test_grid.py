@@ -37,8 +37,8 @@ def test_evidence_and_its_gradient_on_a_complete_grid_are_exact():
     def dense(length, noise):
         return _dense(length).log_evidence(POINTS, PICTURE.reshape(-1), noise)
 
-    found = jax.value_and_grad(ours, (0, 1))(0.7, 0.1)
-    expected = jax.value_and_grad(dense, (0, 1))(0.7, 0.1)
+    found = jax.jit(jax.value_and_grad(ours, (0, 1)))(0.7, 0.1)
+    expected = jax.jit(jax.value_and_grad(dense, (0, 1)))(0.7, 0.1)
     np.testing.assert_allclose(jax.tree.leaves(found), jax.tree.leaves(expected), rtol=1e-8)
 
 
@@ -46,10 +46,10 @@ def test_missing_outputs_are_solved_for_exactly():
     ours = _grid().condition((ROWS, COLUMNS), PICTURE, 0.1, observed=SEEN)
     dense = _dense().condition(POINTS, PICTURE.reshape(-1), 0.1, observed=SEEN.reshape(-1))
     assert float(ours.relative_residual) < 1e-5
-    np.testing.assert_allclose(ours.mean().reshape(-1), dense.mean_at(POINTS), atol=1e-5)
+    np.testing.assert_allclose(ours.mean().reshape(-1), dense(POINTS).mean, atol=1e-5)
     ahead = np.array([[3.3, 1.0], [3.3, 4.5]])
     on_grid = ours.mean((np.array([3.3]), np.array([1.0, 4.5])))
-    np.testing.assert_allclose(on_grid[0], dense.mean_at(jnp.asarray(ahead)), atol=1e-5)
+    np.testing.assert_allclose(on_grid[0], dense(ahead).mean, atol=1e-5)
 
 
 def test_the_approximate_log_determinant_is_near_the_true_one_and_the_rest_is_exact():
@@ -72,12 +72,12 @@ def test_the_approximate_log_determinant_is_near_the_true_one_and_the_rest_is_ex
 def test_draws_have_the_moments_of_the_dense_posterior():
     num = 2000
     ours = _grid().condition((ROWS, COLUMNS), PICTURE, 0.1, observed=SEEN)
-    draws = ours.sample(jax.random.key(0), num).reshape(num, -1)
+    draws = np.asarray(ours.sample(jax.random.key(0), num)).reshape(num, -1)
     dense = _dense().condition(POINTS, PICTURE.reshape(-1), 0.1, observed=SEEN.reshape(-1))
-    mean, variance = dense.moments(jnp.asarray(POINTS))
-    assert float(jnp.max(jnp.abs(draws.mean(0) - mean) / jnp.sqrt(variance / num))) < 4.5
+    mean, variance = np.asarray(dense(POINTS).mean), np.asarray(dense(POINTS).variance)
+    assert np.max(np.abs(draws.mean(0) - mean) / np.sqrt(variance / num)) < 4.5
     ratio = draws.var(0) / variance
-    assert float(jnp.max(jnp.abs(ratio - 1))) < 4.5 * np.sqrt(2 / num)
+    assert np.max(np.abs(ratio - 1)) < 4.5 * np.sqrt(2 / num)
 
 
 def test_fit_raises_the_evidence():

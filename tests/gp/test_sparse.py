@@ -1,5 +1,6 @@
 """The collapsed bound: Titsias' formula in dense NumPy, and the exact process as its limit."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,19 +32,18 @@ def process():
 
 def _dense(process):
     """Bound, mean and covariance at the queries by the formulas with every matrix written out."""
-
-    def gram(a, b):
-        return np.asarray(process.kernel.gram(jnp.asarray(a), jnp.asarray(b)))
-
-    inner, cross = gram(Z, Z), gram(Z, X)
+    points = np.concatenate([Z, X, QUERIES])
+    whole = np.asarray(eqx.filter_jit(process.kernel.gram)(points, points))
+    z, x, queries = slice(7), slice(7, 47), slice(47, 52)
+    inner, cross = whole[z, z], whole[z, x]
     nystrom = cross.T @ np.linalg.solve(inner, cross)
     noise = np.diag(SCALE**2)
     density = multivariate_normal(np.full(40, 0.4), nystrom + noise, allow_singular=True)
-    lost = np.trace(np.linalg.solve(noise, gram(X, X) - nystrom))
+    lost = np.trace(np.linalg.solve(noise, whole[x, x] - nystrom))
     best = inner + cross @ np.linalg.solve(noise, cross.T)
-    ahead = gram(Z, QUERIES)
+    ahead = whole[z, queries]
     mean = 0.4 + ahead.T @ np.linalg.solve(best, cross @ np.linalg.solve(noise, Y - 0.4))
-    covariance = gram(QUERIES, QUERIES)
+    covariance = whole[queries, queries]
     covariance = covariance - ahead.T @ (np.linalg.inv(inner) - np.linalg.inv(best)) @ ahead
     return density.logpdf(Y) - 0.5 * lost, mean, covariance
 
@@ -83,7 +83,7 @@ def test_white_noise_of_the_kernel_is_noise_of_the_outputs(process):
 def test_the_bound_rises_with_every_point_and_stays_below_the_evidence(process):
     bounds = [
         float(SparseGaussianProcess(process, X[:m]).log_evidence(X, Y, SCALE))
-        for m in (1, 5, 10, 20, 40)
+        for m in (1, 5, 20, 40)
     ]
     assert np.all(np.diff(bounds) > 0)
     assert bounds[-1] <= float(process.log_evidence(X, Y, SCALE)) + 1e-6

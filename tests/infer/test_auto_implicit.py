@@ -17,10 +17,12 @@ from implicitppl.infer import AutoImplicit, FitResult, ImplicitELBO, fit
 
 KEY = jax.random.key(0)
 COVARIANCE = np.array([[1.0, 0.9, 0.3], [0.9, 1.0, 0.2], [0.3, 0.2, 4.0]])
+TRIL = np.linalg.cholesky(COVARIANCE)
 
 
 def correlated() -> None:
-    numpyro.sample("x", dist.MultivariateNormal(jnp.array([1.0, -2.0, 0.0]), jnp.array(COVARIANCE)))
+    loc = jnp.array([1.0, -2.0, 0.0])
+    numpyro.sample("x", dist.MultivariateNormal(loc, scale_tril=jnp.array(TRIL)))
 
 
 def mixed_supports(y: jax.Array) -> None:
@@ -61,8 +63,9 @@ def check_moments(draws: np.ndarray, tolerance: float = 0.05) -> bool:
 def test_a_gaussian_posterior_is_recovered_with_its_correlations(gaussian_fit):
     guide, result = gaussian_fit
     draws = guide.sample_posterior(jax.random.key(1), result.params, sample_shape=(20_000,))["x"]
-    assert check_moments(np.asarray(draws))
-    shrunk = np.asarray(draws).mean(0) + 0.9 * (np.asarray(draws) - np.asarray(draws).mean(0))
+    draws = np.asarray(draws)
+    assert check_moments(draws)
+    shrunk = draws.mean(0) + 0.9 * (draws - draws.mean(0))
     assert not check_moments(shrunk), "the check must see a guide that is a tenth too narrow"
 
 
@@ -79,8 +82,8 @@ def test_the_loss_is_the_negative_elbo_and_reaches_the_evidence(gaussian_fit):
 def test_the_gaussian_start_is_the_posterior_where_that_is_gaussian(gaussian_fit):
     _, result = gaussian_fit
     np.testing.assert_allclose(result.gaussian.loc, [1.0, -2.0, 0.0], atol=0.05)
-    covariance = result.gaussian.scale_tril @ result.gaussian.scale_tril.T
-    np.testing.assert_allclose(covariance, COVARIANCE, atol=0.1)
+    tril = np.asarray(result.gaussian.scale_tril)
+    np.testing.assert_allclose(tril @ tril.T, COVARIANCE, atol=0.1)
     assert abs(float(result.gaussian.loss)) < 0.02 and result.gaussian.losses.shape == (4,)
 
 
@@ -99,13 +102,14 @@ def test_density_bounds_bracket_the_true_density(gaussian_fit):
 def test_sites_come_back_on_their_own_scale(mixed_fit):
     guide, result = mixed_fit
     draws = guide.sample_posterior(KEY, result.params, 1.0, sample_shape=(2, 5))
+    draws = {name: np.asarray(value) for name, value in draws.items()}
     shapes = {name: value.shape for name, value in draws.items()}
     assert shapes == {
         "scale": (2, 5), "weights": (2, 5, 3), "z": (2, 5, 4), "twice": (2, 5, 4)
     }  # fmt: skip
-    assert jnp.all(draws["scale"] > 0)
-    assert jnp.allclose(draws["weights"].sum(-1), 1.0, atol=1e-5)
-    assert jnp.allclose(draws["twice"], 2 * draws["z"])
+    assert np.all(draws["scale"] > 0)
+    assert np.allclose(draws["weights"].sum(-1), 1.0, atol=1e-5)
+    assert np.allclose(draws["twice"], 2 * draws["z"])
 
 
 def test_quantiles_are_those_of_the_draws(mixed_fit):
@@ -146,7 +150,7 @@ def test_restarts_have_different_networks():
     svi = SVI(correlated, guide, numpyro.optim.Adam(1e-3), ImplicitELBO(8))
     first, second = (svi.get_params(svi.init(jax.random.key(i))) for i in range(2))
     weight = [p["auto_generator$params"].network.layers[0].weight for p in (first, second)]
-    assert not jnp.allclose(*weight)
+    assert not np.allclose(*weight)
 
 
 @pytest.mark.slow
@@ -261,7 +265,7 @@ def test_integer_arrays_of_a_generator_are_kept():
     svi = SVI(correlated, guide, numpyro.optim.Adam(1e-3), ImplicitELBO(2))
     params = svi.get_params(svi.init(KEY))
     draws = guide.sample_posterior(KEY, params, sample_shape=(500,))["x"]
-    np.testing.assert_allclose(draws.mean(0), [20.0, 10.0, 0.0], atol=0.3)
+    np.testing.assert_allclose(np.mean(draws, 0), [20.0, 10.0, 0.0], atol=0.3)
 
 
 def test_a_discrete_latent_site_is_refused_at_set_up():

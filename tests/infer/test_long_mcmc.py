@@ -536,7 +536,7 @@ def test_a_budget_stops_the_run_and_keeps_the_draws():
             progress_bar=False,
         )
 
-    start = jnp.ones((2, 2))
+    start = np.ones((2, 2), np.float32)
     mcmc = runner(42)  # 2 for the starts, and 2 in each of 20 iterations
     with pytest.warns(UserWarning, match="max_evaluations"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="A warm-up of")
@@ -547,7 +547,7 @@ def test_a_budget_stops_the_run_and_keeps_the_draws():
     with pytest.raises(ValueError, match="`max_evaluations` must be at least 1"):
         runner(0)
     counted = runner(10)
-    counted.sampler = NUTS(potential_fn=potential)
+    counted.sampler = NUTS(potential_fn=potential, adapt_step_size=False)
     with pytest.raises(ValueError, match="counts `num_evaluations`"):
         counted.run(jax.random.key(0), init_params=start)
 

@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 import pytest
 from jaxtyping import Array
 from numpyro.infer import MCMC, init_to_value
+from scipy import stats
 
 import implicitppl as ip
 from implicitppl.infer import Bank, ScoreHMC, black_box
@@ -28,7 +29,7 @@ from implicitppl.score._values import Coordinates
 
 CHAINS, WARMUP, DRAWS = 2, 30, 60  # few evaluations: one size of fit is compiled, not two
 FIELDS = ("accept_prob", "num_evaluations", "bank_size", "surrogate_error", "move", "num_failures")
-DATA = jnp.array([1.2, 0.7, 1.9, 1.4])
+DATA = np.array([1.2, 0.7, 1.9, 1.4], np.float32)
 
 
 class Counted:
@@ -42,7 +43,7 @@ class Counted:
         return np.asarray(np.sinh(x), dtype=x.dtype)
 
 
-def model(simulate: Any, y: Array = DATA) -> None:
+def model(simulate: Any, y: Any = DATA) -> None:
     """The mean of the data is a host function of x; sigma is not opaque."""
     x = numpyro.sample("x", dist.Normal(0.0, 1.0))
     sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
@@ -57,7 +58,7 @@ def truth() -> tuple[float, float, float, float]:
     x, s = np.meshgrid(np.linspace(-2, 3, 401), np.linspace(-4, 2.5, 401), indexing="ij")
     sigma = np.exp(s)
     log_p = -0.5 * x**2 - 0.5 * sigma**2 + s - len(DATA) * s
-    for y in np.asarray(DATA):
+    for y in DATA:
         log_p = log_p - 0.5 * ((y - np.sinh(x)) / sigma) ** 2
     p = np.exp(log_p - log_p.max())
     p /= p.sum()
@@ -91,7 +92,7 @@ def test_host_calls_are_those_reported(finished: tuple[MCMC, Counted]) -> None:
     # Nothing but the start and one evaluation for each chain and iteration; none afterwards.
     mcmc, simulate = finished
     reported = mcmc.get_extra_fields(group_by_chain=True)["num_evaluations"][:, -1]
-    assert int(jnp.sum(reported)) == simulate.calls
+    assert int(np.sum(reported)) == simulate.calls
     assert simulate.calls == CHAINS * (1 + WARMUP + DRAWS)
 
 
@@ -99,7 +100,7 @@ def test_outputs_are_those_of_the_host(finished: tuple[MCMC, Counted]) -> None:
     draws = finished[0].get_samples()
     assert set(draws) == {"x", "sigma", "mean", "twice"}
     np.testing.assert_allclose(draws["mean"], np.sinh(np.asarray(draws["x"])), rtol=1e-5)
-    np.testing.assert_allclose(draws["twice"], 2 * draws["mean"], rtol=1e-6)
+    np.testing.assert_allclose(draws["twice"], 2 * np.asarray(draws["mean"]), rtol=1e-6)
 
 
 def test_the_potential_is_the_true_one(finished: tuple[MCMC, Counted]) -> None:
@@ -107,8 +108,8 @@ def test_the_potential_is_the_true_one(finished: tuple[MCMC, Counted]) -> None:
     for c in range(CHAINS):
         x, s = float(state.z["x"][c]), float(state.z["sigma"][c])
         sigma = np.exp(s)
-        log_p = dist.Normal(0, 1).log_prob(x) + dist.HalfNormal(1.0).log_prob(sigma) + s
-        log_p += jnp.sum(dist.Normal(np.sinh(x), sigma).log_prob(DATA))
+        log_p = stats.norm.logpdf(x) + stats.halfnorm.logpdf(sigma) + s
+        log_p += np.sum(stats.norm.logpdf(DATA, np.sinh(x), sigma))
         np.testing.assert_allclose(state.potential_energy[c], -log_p, rtol=1e-4)
 
 
@@ -136,8 +137,9 @@ def test_print_summary_shows_latent_sites_only(
 ) -> None:
     finished[0].print_summary()
     printed = capsys.readouterr().out
-    assert "sigma" in printed
-    assert "mean" not in printed.replace("mean ", "")
+    header, *rows = [line.split() for line in printed.splitlines() if line.strip()]
+    assert header[0] == "mean"  # the first column, and no row
+    assert {row[0] for row in rows} == {"sigma", "x", "Number"}
 
 
 def test_arviz_needs_no_host(finished: tuple[MCMC, Counted]) -> None:
@@ -147,8 +149,8 @@ def test_arviz_needs_no_host(finished: tuple[MCMC, Counted]) -> None:
     assert data["posterior"]["mean"].shape == (CHAINS, DRAWS)
     assert "surrogate_error" in data["sample_stats"]
     assert simulate.calls == calls
-    draws = mcmc.get_samples(group_by_chain=True)
-    expected = dist.Normal(draws["mean"][..., None], draws["sigma"][..., None]).log_prob(DATA)
+    draws = {k: np.asarray(v)[..., None] for k, v in mcmc.get_samples(group_by_chain=True).items()}
+    expected = stats.norm.logpdf(DATA, draws["mean"], draws["sigma"])
     np.testing.assert_allclose(data["log_likelihood"]["y"], expected, rtol=1e-4)
     assert data["posterior_predictive"]["y"].shape == (CHAINS, DRAWS, len(DATA))
 
@@ -212,9 +214,9 @@ def potential(x: Array) -> Array:
 def test_a_potential_that_cannot_be_differentiated() -> None:
     mcmc = mcmc_of(ScoreHMC(potential_fn=potential))
     mcmc.run(jax.random.key(0), init_params=jnp.ones((CHAINS, 2)), extra_fields=FIELDS)
-    draws = mcmc.get_samples()
+    draws = np.asarray(mcmc.get_samples())
     assert draws.shape == (CHAINS * DRAWS, 2)
-    assert 0.3 < float(jnp.std(draws[:, 0])) < 2.0
+    assert 0.3 < float(np.std(draws[:, 0])) < 2.0
     fit = mcmc.last_state.surrogate.fits["potential"]
     assert float(fit.info.error) < 0.5 * float(fit.info.trend_error)
 
@@ -333,8 +335,9 @@ def test_starting_points_are_drawn_again() -> None:
 
 def test_init_strategy_is_used() -> None:
     kernel = ScoreHMC(model, init_strategy=init_to_value(values={"x": 0.3, "sigma": 1.0}))
-    state = kernel.init(jax.random.split(jax.random.key(0), 2), 10, None, (Counted(),), {})
-    np.testing.assert_allclose(state.z["x"], 0.3)
+    keys = jax.random.split(jax.random.key(0), 2)
+    z = jax.jit(lambda keys: kernel.init(keys, 10, None, (Counted(),), {}).z)(keys)
+    np.testing.assert_allclose(z["x"], 0.3)
 
 
 def test_the_plan() -> None:
@@ -352,7 +355,7 @@ def test_a_refused_jump_does_not_spoil_the_comparison() -> None:
     old = _adapt.initial(2, jnp.dtype(jnp.float32))
     accept = jnp.array([0.0, 0.5])
     jump = jnp.array([[jnp.nan, jnp.inf], [2.0, 1.0]])
-    new = learn_moves(jnp.array(90), jnp.array(3), accept, jump, old, options)
+    new = jax.jit(learn_moves, static_argnums=5)(90, 3, accept, jump, old, options)
     np.testing.assert_allclose(new.jumps[3], [1.0, 0.25])
     assert int(new.trials[3]) == 1
 
@@ -373,32 +376,32 @@ def test_points_of_a_design_become_a_bank() -> None:
     # Constrained values go in; the potential is that of the unconstrained ones.
     simulate = Counted()
     kernel = ScoreHMC(model)
+    evaluate = jax.jit(lambda points: kernel.evaluate(jax.random.key(0), points, simulate))
     points = {
-        "x": jnp.linspace(-1.0, 2.0, 9),
-        "sigma": jnp.exp(jnp.linspace(-1.0, 1.0, 9)),
-        "mean": jnp.zeros(9),  # what is not latent is left out
+        "x": np.linspace(-1.0, 2.0, 9, dtype=np.float32),
+        "sigma": np.exp(np.linspace(-1.0, 1.0, 9, dtype=np.float32)),
+        "mean": np.zeros(9, np.float32),  # what is not latent is left out
     }
-    bank = kernel.evaluate(jax.random.key(0), points, simulate)
+    bank = evaluate(points)
     assert simulate.calls == 9
     rows = filled(bank)
     np.testing.assert_allclose(rows.inputs["mean"][:, 0], points["x"], rtol=1e-6)
     np.testing.assert_allclose(rows.outputs["mean"][:, 0], np.sinh(points["x"]), rtol=1e-5)
     sigma = points["sigma"]
-    log_p = dist.Normal(0, 1).log_prob(points["x"]) + dist.HalfNormal(1.0).log_prob(sigma)
-    log_p = log_p + jnp.log(sigma)
+    log_p = stats.norm.logpdf(points["x"]) + stats.halfnorm.logpdf(sigma) + np.log(sigma)
     for y in DATA:
-        log_p = log_p + dist.Normal(jnp.sinh(points["x"]), sigma).log_prob(y)
+        log_p = log_p + stats.norm.logpdf(y, np.sinh(points["x"]), sigma)
     np.testing.assert_allclose(rows.potential, -log_p, rtol=1e-4)
     state = ScoreHMC(model, bank=bank).init(
         jax.random.split(jax.random.key(1), 2), 20, None, (simulate,), {}
     )
     assert int(state.bank_size[0]) == 9 + 2
     with pytest.raises(ValueError, match=r"\['sigma'\] are missing"):
-        kernel.evaluate(jax.random.key(0), {"x": points["x"]}, simulate)
+        evaluate({"x": points["x"]})
     with pytest.raises(ValueError, match="one leading axis"):
-        kernel.evaluate(jax.random.key(0), {**points, "sigma": jnp.ones(3)}, simulate)
+        evaluate({**points, "sigma": np.ones(3)})
     whole = ScoreHMC(potential_fn=lambda p: 0.5 * p["a"] ** 2)
-    found = filled(whole.evaluate(jax.random.key(0), {"a": jnp.arange(3.0)}))
+    found = filled(jax.jit(whole.evaluate)(jax.random.key(0), {"a": np.arange(3.0)}))
     np.testing.assert_allclose(found.potential, [0.0, 0.5, 2.0])
 
 
@@ -443,14 +446,17 @@ def test_a_bank_of_another_target_is_refused() -> None:
     def potential_fn(x: Array) -> Array:
         return 0.5 * jnp.sum(x**2)
 
-    keys = jax.random.split(jax.random.key(0), CHAINS)
-    bank = ScoreHMC(potential_fn=potential_fn).evaluate(jax.random.key(0), jnp.ones((5, 3)))
-    kernel = ScoreHMC(potential_fn=potential_fn, bank=bank)
+    def init(kernel: ScoreHMC, start: Any, *args: Any) -> None:
+        keys = jax.random.split(jax.random.key(0), CHAINS)
+        jax.jit(lambda keys: kernel.init(keys, 10, start, args, {}))(keys)
+
+    evaluate = jax.jit(ScoreHMC(potential_fn=potential_fn).evaluate)
+    bank = evaluate(jax.random.key(0), np.ones((5, 3)))
     with pytest.raises(ValueError, match=r"this target's 2 .* have 3"):
-        kernel.init(keys, 10, jnp.ones((CHAINS, 2)), (), {})
-    bank = ScoreHMC(potential_fn=potential_fn).evaluate(jax.random.key(0), jnp.ones((5, 2)))
+        init(ScoreHMC(potential_fn=potential_fn, bank=bank), np.ones((CHAINS, 2)))
+    bank = evaluate(jax.random.key(0), np.ones((5, 2)))
     with pytest.raises(ValueError, match="'mean'.*'potential'"):
-        ScoreHMC(model, bank=bank).init(keys, 10, None, (Counted(),), {})
+        init(ScoreHMC(model, bank=bank), None, Counted())
 
 
 def test_wide_transitions_keep_a_share() -> None:
@@ -470,12 +476,12 @@ def test_wide_transitions_keep_a_share() -> None:
 def test_the_way_down_ends_when_values_near_the_lowest_fall_no_more() -> None:
     structure = {"potential": (2, 1)}
 
-    def after(values: Any) -> bool:
-        values = np.asarray(values, np.float32)
+    @jax.jit
+    def after(values: Array) -> Array:
         bank = empty_bank(len(values), 2, structure, jnp.dtype(jnp.float32))
         number = jnp.arange(1, len(values) + 1)
-        bank = bank._replace(potential=jnp.asarray(values), number=number, count=number[-1])
-        return bool(descending(bank, 20))
+        bank = bank._replace(potential=values, number=number, count=number[-1])
+        return descending(bank, 20)
 
     assert after(np.linspace(1e4, 0, 100))  # few are near the lowest
     assert not after(np.full(100, 5.0))
@@ -498,8 +504,8 @@ class Falling(Surrogate):
 def test_walkers_stay_where_the_surrogate_is_known() -> None:
     where = Coordinates(jnp.zeros(2), jnp.eye(2), jnp.eye(2))
     surrogate = Falling({}, where, where, jnp.asarray(2.0), jnp.asarray(True))
-    start = jax.random.normal(jax.random.key(0), (NUM_WALKERS, 2))
+    start = jnp.asarray(np.random.default_rng(0).normal(size=(NUM_WALKERS, 2)))
     nothing = Model(WholeProblem(lambda x: x, lambda x: x), (), {})
     end, visited, _ = _round(jax.random.key(1), nothing, surrogate, start)
-    assert float(jnp.max(jnp.sum(visited**2, axis=1))) <= 16
-    assert float(jnp.max(jnp.sum(end**2, axis=1))) <= 16
+    assert float(np.max(np.sum(np.asarray(visited) ** 2, axis=1))) <= 16
+    assert float(np.max(np.sum(np.asarray(end) ** 2, axis=1))) <= 16

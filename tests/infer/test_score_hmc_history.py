@@ -116,7 +116,7 @@ def finished() -> tuple[Any, MCMC, Opaque]:
 def test_host_calls_are_the_start_and_one_a_draw(finished: tuple[Any, MCMC, Opaque]) -> None:
     _, mcmc, host = finished
     assert host.calls == CHAINS * (1 + WARMUP + DRAWS)
-    assert int(jnp.sum(mcmc.last_state.num_evaluations)) == host.calls
+    assert int(np.sum(mcmc.last_state.num_evaluations)) == host.calls
 
 
 def test_nothing_is_learned_after_warm_up(finished: tuple[Any, MCMC, Opaque]) -> None:
@@ -136,10 +136,10 @@ def test_nothing_is_learned_after_warm_up(finished: tuple[Any, MCMC, Opaque]) ->
 def test_what_needs_a_potential_is_unknown(finished: tuple[Any, MCMC, Opaque]) -> None:
     fields = finished[1].get_extra_fields()
     for name in ("surrogate_gap", "surrogate_error", "integration_error"):
-        assert bool(jnp.all(jnp.isnan(fields[name])))
-    assert bool(jnp.all(jnp.isfinite(fields["bank_distance"])))
-    assert int(jnp.max(fields["move"])) <= 3
-    assert int(jnp.max(fields["move"])) >= 1
+        assert np.all(np.isnan(fields[name]))
+    assert np.all(np.isfinite(fields["bank_distance"]))
+    assert int(np.max(fields["move"])) <= 3
+    assert int(np.max(fields["move"])) >= 1
 
 
 def test_what_cannot_be_is_said() -> None:
@@ -148,17 +148,21 @@ def test_what_cannot_be_is_said() -> None:
         y = black_box("box", np.sin, x, out=())
         numpyro.sample("y", dist.Normal(y, 1.0), obs=0.3)
 
+    def init(kernel: ScoreHMC, num_warmup: int, start: Any) -> None:
+        jax.jit(lambda key: kernel.init(key, num_warmup, start, (), {}))(jax.random.key(0))
+
     kernel = ScoreHMC(model, surrogate=ip.score.Gaussian())
     with pytest.raises(ValueError, match="`surrogate` must be None for a model with black boxes"):
-        kernel.init(jax.random.key(0), 20, None, (), {})
+        init(kernel, 20, None)
     with pytest.raises(ValueError, match="`surrogate` must be None or a score estimator"):
         ScoreHMC(model, surrogate="SSGE")
     with pytest.raises(ValueError, match="`surrogate` must be None or a score estimator"):
         ScoreHMC(model, surrogate=ip.score.SSGE)
     small = ScoreHMC(potential_fn=jnp.sum, surrogate=ip.score.Gaussian(), bank_size=16)
     with pytest.raises(ValueError, match="`bank_size` must be at least"):
-        small.init(jax.random.key(0), 100, jnp.zeros(10), (), {})
-    known = ScoreHMC(potential_fn=jnp.sum).evaluate(jax.random.key(0), jnp.ones((3, 2)))
+        init(small, 100, np.zeros(10))
+    evaluate = jax.jit(ScoreHMC(potential_fn=jnp.sum).evaluate)
+    known = evaluate(jax.random.key(0), np.ones((3, 2)))
     with pytest.raises(ValueError, match="give one or the other"):
         ScoreHMC(potential_fn=jnp.sum, surrogate=ip.score.Gaussian(), bank=known)
 

@@ -19,25 +19,25 @@ from tests.infer.test_auto_implicit import KEY, correlated
 def test_initialising_the_guide_fits_the_gaussian():
     """Stiff and correlated: scales of 1e-4 and 1e3, from a start ten thousand sds away."""
     scales = np.array([1e-4, 1.0, 1e3])
-    tril = jnp.asarray(
-        scales[:, None] * np.linalg.cholesky([[1, 0.9, 0.3], [0.9, 1, 0.2], [0.3, 0.2, 1]])
-    )
-    mean = jnp.array([1.0, -2.0, 5e3])
+    tril = scales[:, None] * np.linalg.cholesky([[1, 0.9, 0.3], [0.9, 1, 0.2], [0.3, 0.2, 1]])
+    mean = np.array([1.0, -2.0, 5e3], np.float32)
+    whiten = jnp.asarray(np.linalg.inv(tril))
+    log_norm = 1.5 * np.log(2 * np.pi) + np.log(np.diag(tril)).sum()
 
     def stiff() -> None:
         flat = dist.ImproperUniform(constraints.real_vector, (), (3,))
         x = numpyro.sample("x", flat)
-        numpyro.factor("f", dist.MultivariateNormal(mean, scale_tril=tril).log_prob(x))
+        numpyro.factor("f", -0.5 * jnp.sum((whiten @ (x - mean)) ** 2) - log_norm)
 
     guide = AutoImplicit(stiff)
     svi = SVI(stiff, guide, numpyro.optim.Adam(5e-3), ImplicitELBO(32))
     state = svi.init(KEY)
     generator = svi.get_params(state)["auto_generator$params"]
     np.testing.assert_allclose((generator.frame_loc - mean) / scales, 0.0, atol=0.1)
-    ratio = jnp.linalg.solve(tril, generator.frame_tril)
+    ratio = np.linalg.solve(tril, np.asarray(generator.frame_tril, np.float64))
     np.testing.assert_allclose(ratio @ ratio.T, np.eye(3), atol=0.1)
-    losses = jax.lax.scan(lambda s, _: svi.stable_update(s), state, length=200)[1]
-    assert np.abs(np.asarray(losses[-50:])).mean() < 0.05, "the evidence is 1: the loss is the KL"
+    losses = np.asarray(jax.lax.scan(lambda s, _: svi.stable_update(s), state, length=200)[1])
+    assert np.abs(losses[-50:]).mean() < 0.05, "the evidence is 1: the loss is the KL"
 
 
 def test_the_plain_start_is_at_the_initial_values():
@@ -48,7 +48,7 @@ def test_the_plain_start_is_at_the_initial_values():
     svi = SVI(correlated, guide, numpyro.optim.Adam(1e-3), ImplicitELBO(8))
     params = svi.get_params(svi.init(KEY))
     draws = guide.sample_posterior(KEY, params, sample_shape=(50,))["x"]
-    assert jnp.all(jnp.abs(draws - jnp.array([3.0, 4.0, 5.0])) < 0.01)
+    assert np.all(np.abs(np.asarray(draws) - [3.0, 4.0, 5.0]) < 0.01)
 
 
 def flat_model(y: jax.Array) -> None:
@@ -60,14 +60,14 @@ def flat_model(y: jax.Array) -> None:
 
 
 def test_flat_priors_are_taken_by_the_guide_and_by_its_start():
-    y = jnp.array([0.9, 3.2, 4.8, 7.1, 9.0, 11.2, 12.9])
+    y = np.array([0.9, 3.2, 4.8, 7.1, 9.0, 11.2, 12.9], np.float32)
     guide = AutoImplicit(flat_model)
     svi = SVI(flat_model, guide, numpyro.optim.Adam(1e-3), ImplicitELBO(4))
     with guide.plain_init():
         params = svi.get_params(svi.init(KEY, y))
-    _, gaussian = guide.gaussian_start(KEY, params, y)
+    _, gaussian = jax.jit(guide.gaussian_start)(KEY, params, y)
     design = np.stack([np.ones(7), np.arange(7)], 1)
-    exact = np.linalg.lstsq(design, np.asarray(y), rcond=None)[0]
+    exact = np.linalg.lstsq(design, y, rcond=None)[0]
     index = list(guide._init_locs).index("beta")
     assert index == 0 and gaussian.losses.shape == (4,)
     np.testing.assert_allclose(gaussian.loc[:2], exact, atol=0.05)
