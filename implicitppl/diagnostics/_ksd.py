@@ -94,6 +94,7 @@ def _quadratic_forms(
     return total - diagonal @ weights**2, jnp.sum(diagonal)
 
 
+@partial(jax.jit, static_argnames="max_points")
 def median_distance(samples: Float[Array, "N D"], max_points: int = 1000) -> Float[Array, ""]:
     """Median distance between pairs of rows, of at most `max_points` evenly spaced ones."""
     x = samples[:: max(1, -(-samples.shape[0] // max_points))]
@@ -189,6 +190,7 @@ def _lengthscale(lengthscale: float | str, x: Array) -> Array:
     return jnp.asarray(lengthscale, x.dtype)
 
 
+@partial(jax.jit, static_argnames=("num_bootstrap", "flip_probability", "block_size"))
 def _test(
     key: Array,
     x: Array,

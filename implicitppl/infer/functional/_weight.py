@@ -1,5 +1,6 @@
 """How much of the divergence a minibatch sees, and the weight that makes up for it."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -86,7 +87,7 @@ def batch_weight(
         )
     sizes = []
     for name, process in (("prior", prior), ("posterior", posterior)):
-        moments = exact_moments(process, points[:1])
+        moments = eqx.filter_eval_shape(exact_moments, process, points[:1])
         if moments is None:
             raise ValueError(f"`{name}` must be a Gaussian process, whose moments are known.")
         sizes.append(moments.mean.size)
@@ -94,6 +95,31 @@ def batch_weight(
         raise ValueError(
             f"`prior` and `posterior` must have as many outputs; got {sizes[0]} and {sizes[1]}."
         )
+
+    whole, of_batches = _divergences(
+        prior, posterior, points, key, measurement, rule, batch_size, num_batches
+    )
+    rounding = size * jnp.finfo(of_batches.dtype).eps ** 0.5
+    if not isinstance(of_batches, jax.core.Tracer) and of_batches <= rounding:
+        raise ValueError(
+            f"`posterior` must differ from `prior`: their divergence at a batch is "
+            f"{float(of_batches):.2g} nats. Is it `prior.condition(x, y, noise_scale)`?"
+        )
+    return whole / of_batches
+
+
+@eqx.filter_jit
+def _divergences(
+    prior: Process,
+    posterior: Process,
+    points: Array,
+    key: PRNGKeyArray,
+    measurement: Measurement | None,
+    rule: Divergence,
+    batch_size: int,
+    num_batches: int,
+) -> tuple[Array, Array]:
+    """Return the divergence at all rows, and its mean over batches."""
 
     def divergence_of(rows: Array, key: PRNGKeyArray) -> Array:
         at = jnp.concatenate([rows, measurement_points(measurement, key, rows)])
@@ -108,10 +134,4 @@ def batch_weight(
 
     whole_key, batch_key = jax.random.split(key)
     of_batches = jnp.mean(jax.lax.map(of_batch, jax.random.split(batch_key, num_batches)))
-    rounding = size * jnp.finfo(of_batches.dtype).eps ** 0.5
-    if not isinstance(of_batches, jax.core.Tracer) and of_batches <= rounding:
-        raise ValueError(
-            f"`posterior` must differ from `prior`: their divergence at a batch is "
-            f"{float(of_batches):.2g} nats. Is it `prior.condition(x, y, noise_scale)`?"
-        )
-    return divergence_of(points, whole_key) / of_batches
+    return divergence_of(points, whole_key), of_batches

@@ -155,7 +155,9 @@ def newest_first(bank: Bank) -> tuple[Bank, Bool[Array, " N"]]:
 
 def filled(bank: Bank) -> Bank:
     """Return a bank of the filled rows only, oldest first; not under `jit`."""
-    rows, valid = newest_first(joined(bank))
-    size = int(valid.sum())
-    kept = jax.tree.map(lambda x: x[:size][::-1], rows._replace(count=rows.number))
+    # With NumPy: step by step this would compile some twenty programs for every size.
+    rows = jax.tree.map(np.asarray, joined(bank))
+    size = int(np.sum(rows.number > 0))
+    order = np.argsort(rows.number)[len(rows.number) - size :]
+    kept = jax.tree.map(lambda x: jnp.asarray(x[order]), rows._replace(count=rows.number))
     return kept._replace(count=jnp.asarray(size, jnp.int32))
