@@ -230,6 +230,7 @@ __all__ = ["METHODS", "Prediction", "exact_gp", "scores"]
 METHODS: dict[str, Method] = {
     "GP": exact_gp,
     "fBNN": ours,
+    "fBNN, 5 fits": ours,
     "fBNN, sine": ours,
     "GFSVI": ours,
     "MFVI": weight_space(train_mean_field, "elbo"),

@@ -70,7 +70,8 @@ def run(name: str, folder: Path | None, out: Path) -> None:
         if (name, rule) in done:
             continue
         if weight not in found:
-            result = fitted(data, fit.process, settings._replace(weight=weight), 0.0)[1]
+            weighted, key = settings._replace(weight=weight), jax.random.key(data.seed)
+            result = fitted(data, fit.process, weighted, 0.0, key)[1]
             found[weight] = scores(data, result) | result.info
         row = {"data": name, "rule": rule, "weight": weight, "noise": settings.noise}
         row |= {"num_train": len(data.y), "batch_size": settings.batch_size}

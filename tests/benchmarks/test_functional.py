@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,13 +71,15 @@ def test_the_prior_of_the_network_is_the_one_that_is_stated() -> None:
 def test_the_network_of_sine_units_is_that_of_guide_and_weight_space() -> None:
     # One set of weights, once in NumPy, once in weight space and once as the mean of the guide.
     settings = bench_functional.SETTINGS["kin8nm"]["fBNN, sine"]._replace(initial_scale=1e-6)
-    guide: Any = functional_ours.network(jax.random.key(0), 3, settings)
+    guide: Any = eqx.filter_jit(functional_ours.network)(jax.random.key(0), 3, settings)
     first, last = guide.layers
     x = np.random.default_rng(5).standard_normal((7, 3)).astype(np.float32)
     expected = np.sin(x @ np.asarray(first.weight).T + first.bias) @ np.asarray(last.weight)[0]
-    np.testing.assert_allclose(guide.draw(jax.random.key(1), 1)(x)[0], expected, atol=1e-3)
+    drawn = eqx.filter_jit(lambda guide: guide.draw(jax.random.key(1), 1)(x)[0])(guide)
+    np.testing.assert_allclose(drawn, expected, atol=1e-3)
     weights = {"w1": first.weight.T, "b1": first.bias, "w2": last.weight[0], "b2": last.bias[0]}
-    np.testing.assert_allclose(methods.SINE(weights, jnp.asarray(x)), expected, atol=1e-5)
+    found = jax.jit(lambda weights: methods.SINE(weights, jnp.asarray(x)))(weights)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
     shapes = {name: shape for name, (shape, _) in methods.SINE.shapes(3).items()}
     assert shapes == {name: value.shape for name, value in weights.items()}
     assert first.weight.shape == (200, 3)
@@ -93,20 +96,35 @@ def test_the_weight_of_the_rule_is_between_1_and_n_over_b() -> None:
     assert 1 < larger["batch_weight"] < found["batch_weight"] < found["N/B"] == len(data.y) / 64
 
 
+def test_fits_are_mixed_with_their_own_noise_and_their_seconds_add_up() -> None:
+    rng = np.random.default_rng(6)
+    parts = [
+        Prediction(
+            rng.normal(size=(4, 3)), np.full((4, 1), sd), {"noise_sd": sd, "train_seconds": 5}
+        )
+        for sd in (0.1, 0.3)
+    ]
+    found = functional_ours.mixture(parts)
+    np.testing.assert_array_equal(found.mean, np.concatenate([p.mean for p in parts]))
+    np.testing.assert_array_equal(found.noise_sd[:, 0], 4 * [0.1] + 4 * [0.3])
+    assert found.info == {"noise_sd": pytest.approx(0.2), "train_seconds": 10}
+
+
 def test_log_joint_of_the_ensemble_is_that_of_the_model() -> None:
     from numpyro.infer.util import log_density
 
     rng = np.random.default_rng(1)
-    x, y = jnp.asarray(rng.standard_normal((6, 3))), jnp.asarray(rng.standard_normal(6))
-    weights = {
-        n: jnp.asarray(rng.standard_normal(shape))
-        for n, (shape, _) in methods.RELU.shapes(3).items()
-    }
-    floor, log_noise = jnp.asarray(0.05), jnp.asarray(-1.0)
-    expected, _ = log_density(
-        methods.RELU.model, (x, y, floor), {}, weights | {"noise": jnp.exp(log_noise)}
-    )
-    got = methods.RELU.log_joint(weights | {"log_noise": log_noise}, x, y, floor)
+    x, y, floor, log_noise = rng.standard_normal((6, 3)), rng.standard_normal(6), 0.05, -1.0
+    weights = {n: rng.standard_normal(shape) for n, (shape, _) in methods.RELU.shapes(3).items()}
+
+    @jax.jit
+    def densities(weights: Any, x: jax.Array, y: jax.Array, floor: jax.Array) -> Any:
+        sites = weights | {"noise": jnp.exp(log_noise)}
+        expected, _ = log_density(methods.RELU.model, (x, y, floor), {}, sites)
+        got = methods.RELU.log_joint(weights | {"log_noise": log_noise}, x, y, floor)
+        return got, expected
+
+    got, expected = densities(weights, x, y, floor)
     # The density of log s is that of s times s.
     np.testing.assert_allclose(got, expected + log_noise, rtol=1e-5)
 
@@ -165,7 +183,7 @@ def test_quick_tier_learns_and_resumes(tmp_path: Path) -> None:
     bench_functional.main(arguments)
     rows = read(out)
     keys = [tuple(r[k] for k in bench_functional.KEY) for r in rows]
-    assert len(set(keys)) == len(rows) == 6 * 2 * 2
+    assert len(set(keys)) == len(rows) == 7 * 2 * 2
     assert not any("error" in r for r in rows)
     # Learned: better than predicting the training mean, by as much as there is to learn.
     for row in rows:

@@ -1,5 +1,6 @@
 """The KL of normal values: closed form, derivatives, what noise and regularisation do to it."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,13 +35,15 @@ def plain(q, p, ridge):
 
 def test_value_and_derivatives_are_those_of_the_formula():
     q, p = moments(0), moments(1)
-    ours = jax.value_and_grad(gaussian_kl, argnums=(0, 1, 2))(q, p, 0.3)
-    theirs = jax.value_and_grad(plain, argnums=(0, 1, 2))(q, p, 0.3)
+    ours, theirs = (
+        jax.jit(jax.value_and_grad(kl, argnums=(0, 1, 2)))(q, p, 0.3) for kl in (gaussian_kl, plain)
+    )
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
     assert float(gaussian_kl(q, q, 0.1)) == pytest.approx(0, abs=1e-12)
     # Forward mode has the same rule.
-    slope = jax.jvp(lambda r: gaussian_kl(q, p, r), (0.3,), (1.0,))[1]
+    forward = jax.jit(lambda at: jax.jvp(lambda r: gaussian_kl(q, p, r), (at,), (1.0,))[1])
+    slope = forward(0.3)
     assert float(slope) == pytest.approx(float(theirs[1][2]), rel=1e-9)
 
 
@@ -49,8 +52,20 @@ def test_more_points_never_lessen_it():
     sine = RandomFeatures.from_kernel(RBF(0.4), 1, 12, key=jax.random.key(0))
     guide = FeatureProcess(sine, 0.3 * jnp.ones(12), 0.5 * jnp.eye(12))
     order = jax.random.permutation(jax.random.key(1), 30)
-    values = [both_at(guide, RBF(0.5), x[order[:n]], 1e-4) for n in range(2, 31, 4)]
+    values = [float(both_at(guide, RBF(0.5), x[order[:n]], 1e-4)) for n in (2, 6, 14, 22, 30)]
     assert np.all(np.diff(values) > -1e-8) and values[-1] > values[0] + 1
+
+
+def test_a_mixture_is_no_further_than_its_parts_on_average():
+    # Why several fits are mixed: KL is convex, and of given moments the normal law has the least.
+    parts, prior = [moments(seed) for seed in range(3)], moments(3)
+    means = np.stack([part.mean for part in parts])
+    spread = np.cov(means, rowvar=False, ddof=0)
+    covariance = np.mean([part.covariance for part in parts], axis=0) + spread
+    kl = jax.jit(gaussian_kl)
+    whole = float(kl(Moments(jnp.asarray(means.mean(axis=0)), jnp.asarray(covariance)), prior))
+    values = [float(kl(part, prior)) for part in parts]
+    assert min(values) - 1 < whole < np.mean(values) - 1
 
 
 def test_masked_values_take_no_part():
@@ -70,10 +85,11 @@ def test_moments_of_draws_have_the_mean_square_of_the_draws():
     assert float(ours) == pytest.approx(float(exact), rel=1e-12)
 
 
+@eqx.filter_jit
 def both_at(guide, kernel, x, ridge):
     """The KL of a finite network of features from a kernel's process, at points."""
     prior = Moments(jnp.zeros(len(x)), kernel.gram(x[:, None]))
-    return float(gaussian_kl(Moments(guide.mean_at(x), guide.covariance(x)), prior, ridge))
+    return gaussian_kl(Moments(guide.mean_at(x), guide.covariance(x)), prior, ridge)
 
 
 def test_with_fixed_noise_it_grows_without_end_and_with_noise_that_grows_it_converges():
@@ -82,11 +98,11 @@ def test_with_fixed_noise_it_grows_without_end_and_with_noise_that_grows_it_conv
     guide = FeatureProcess(features, jnp.zeros(20), 0.6 * jnp.eye(20))
     sizes = (20, 160, 640)
     grids = [jnp.linspace(-1, 1, size) for size in sizes]
-    noisy = [both_at(guide, Matern12(0.5), x, 1e-4) for x in grids]
+    noisy = [float(both_at(guide, Matern12(0.5), x, 1e-4)) for x in grids]
     assert noisy[1] > 4 * noisy[0] and noisy[2] > 2 * noisy[1]
     for kernel in (RBF(0.5), Matern12(0.5)):
         for g in (1e-4, 1e-2):
             pair = zip(grids[1:], sizes[1:], strict=True)
-            at_160, at_640 = (both_at(guide, kernel, x, g * size) for x, size in pair)
+            at_160, at_640 = (float(both_at(guide, kernel, x, g * size)) for x, size in pair)
             loose = 0.07 if isinstance(kernel, Matern12) and g == 1e-4 else 0.01
             assert at_640 == pytest.approx(at_160, rel=loose)
