@@ -13,9 +13,11 @@ PROGRAMS := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/programs \
   JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 XLA_THREADS := --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1
 ONE_THREAD := $(THREADS) $(PROGRAMS) XLA_FLAGS="$(XLA_THREADS)"
-# The fast tests compile more than they compute: compile without optimising. (The flags of XLA for
-# that, in XLA_FLAGS, are overruled by JAX.)
+# All but statistical tests compile more than they compute: compile without optimising. (The flags of
+# XLA for that, in XLA_FLAGS, are overruled by JAX.)
 FAST_COMPILE := $(ONE_THREAD) JAX_DISABLE_MOST_OPTIMIZATIONS=1
+# Where tests are chosen by name, one of two runs may have none of them.
+OR_NONE := $(if $(ARGS),|| test $$? -eq 5)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-all doctest examples check format bench docs clean
@@ -34,7 +36,8 @@ test: setup ## the fast tests (ARGS="-k name")
 	$(FAST_COMPILE) $(PYTEST) -m "not slow and not statistical and not exhaustive" $(ARGS)
 
 test-slow: setup ## the slow and the statistical tests
-	$(ONE_THREAD) $(PYTEST) -m "(slow or statistical) and not exhaustive" $(ARGS)
+	$(FAST_COMPILE) $(PYTEST) -m "slow and not statistical and not exhaustive" $(ARGS) $(OR_NONE)
+	$(ONE_THREAD) $(PYTEST) -m "statistical and not exhaustive" $(ARGS) $(OR_NONE)
 
 test-all: setup ## every test, also those that CI leaves out
 	$(ONE_THREAD) $(PYTEST) $(ARGS)
