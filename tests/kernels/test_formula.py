@@ -82,14 +82,15 @@ def test_the_polynomial_is_the_network():
         k = nkn_regression(X, key=KEY)
         polynomial = k.polynomial()
         assert len(polynomial) == 210  # C(6 + 4, 4)
-        primitives = [np.asarray(p.gram(X, Y)) for p in k.primitives]
+        grams = jax.jit(lambda X, Y: ([p.gram(X, Y) for p in k.primitives], k.gram(X, Y)))
+        primitives, gram = jax.tree.map(np.asarray, grams(X, Y))
         slow = sum(
             c * np.prod([g**e for g, e in zip(primitives, powers, strict=True)], axis=0)
             for powers, c in polynomial.items()
         )
         scale = np.max(np.abs(slow))
-        np.testing.assert_allclose(k.gram(X, Y), slow, atol=1e-12 * scale, rtol=1e-12)
-        assert np.max(np.abs(slow * (1 + 1e-9) - k.gram(X, Y))) > 1e-12 * scale
+        np.testing.assert_allclose(gram, slow, atol=1e-12 * scale, rtol=1e-12)
+        assert np.max(np.abs(slow * (1 + 1e-9) - gram)) > 1e-12 * scale
 
 
 def test_terms_add_up_to_the_network():
@@ -99,23 +100,29 @@ def test_terms_add_up_to_the_network():
         for primitives in ((RBF(0.7), Linear(0.2), Matern32()), (*waves, RBF(0.5))):
             k = NeuralKernelNetwork.from_widths(primitives, (4,), key=KEY)
             terms = [term.kernel for term in k.formula(min_share=0.0).terms]
-            for total, expected in (
-                (sum(t.gram(X, Y) for t in terms), k.gram(X, Y)),
-                (sum(t.gram(X) for t in terms), k.gram(X)),
-                (sum(t.diag(X) for t in terms), k.diag(X)),
-                (sum(t(X[0], Y[0]) for t in terms), k(X[0], Y[0])),
-            ):
+
+            @jax.jit
+            def totals(X, Y, k=k, terms=terms):
+                return (
+                    (sum(t.gram(X, Y) for t in terms), k.gram(X, Y)),
+                    (sum(t.gram(X) for t in terms), k.gram(X)),
+                    (sum(t.diag(X) for t in terms), k.diag(X)),
+                    (sum(t(X[0], Y[0]) for t in terms), k(X[0], Y[0])),
+                )
+
+            for total, expected in totals(X, Y):
                 np.testing.assert_allclose(total, expected, rtol=1e-11, atol=1e-12)
 
 
 def test_posterior_means_of_the_terms_add_up():
     with jax.enable_x64(True):
         X, new = _points(20), _points(4, seed=1)
-        y = jnp.sin(X[:, 0])
         k = NeuralKernelNetwork.from_widths((RBF(0.7), Linear(0.2)), (4,), key=KEY)
-        alpha = jnp.linalg.solve(k.gram(X) + 0.1 * jnp.eye(20), y)
-        parts = [t.kernel.gram(new, X) @ alpha for t in k.formula(min_share=0.0).terms]
-        np.testing.assert_allclose(sum(parts), k.gram(new, X) @ alpha, atol=1e-12)
+        terms = [term.kernel for term in k.formula(min_share=0.0).terms]
+        grams = jax.jit(lambda new, X: (k.gram(X), k.gram(new, X), [t.gram(new, X) for t in terms]))
+        gram, cross, parts = jax.tree.map(np.asarray, grams(new, X))
+        alpha = np.linalg.solve(gram + 0.1 * np.eye(20), np.sin(X[:, 0]))
+        np.testing.assert_allclose(sum(p @ alpha for p in parts), cross @ alpha, atol=1e-12)
 
 
 def test_shares_add_up_and_pruning_says_what_it_left_out():
@@ -159,7 +166,8 @@ def test_a_power_is_expanded_and_other_series_are_refused():
         k = NeuralKernelNetwork((RBF(), Linear()), (weights, Activation("power", 1.5, 3)))
         terms = [term.kernel for term in k.formula(min_share=0.0).terms]
         assert len(terms) == 10  # C(2 + 3, 3)
-        np.testing.assert_allclose(sum(t.gram(X) for t in terms), k.gram(X), rtol=1e-12)
+        total, gram = jax.jit(lambda X: (sum(t.gram(X) for t in terms), k.gram(X)))(X)
+        np.testing.assert_allclose(np.asarray(total), gram, rtol=1e-12)
     for name in ("exp", "cosh"):
         k = NeuralKernelNetwork((RBF(), Linear()), (weights, Activation(name)))
         with pytest.raises(ValueError, match=f"'{name}' is no polynomial"):

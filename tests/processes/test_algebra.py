@@ -1,5 +1,7 @@
 """Sums, multiples and stacks of processes."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,13 +54,23 @@ def test_gaussian_sums_and_multiples_are_gaussian_with_exact_moments(name):
     process = sum([2.0 * first, second * -0.5])
     assert isinstance(process, AbstractGaussianProcess)
     assert isinstance(process, GaussianProcess) == (name == "priors")
-    mean = 2 * first.mean_at(X) - 0.5 * second.mean_at(X)
-    covariance = 4 * first.covariance(X, X[:3]) + 0.25 * second.covariance(X, X[:3])
-    np.testing.assert_allclose(process.mean_at(X), mean, atol=1e-12)
-    np.testing.assert_allclose(process.covariance(X, X[:3]), covariance, atol=1e-12)
-    np.testing.assert_allclose(process(X).mean, mean, atol=1e-12)
-    np.testing.assert_allclose(process(X).variance, jnp.diag(process.covariance(X)), atol=1e-12)
-    assert jnp.isfinite(process(X, 0.1).log_prob(mean))
+
+    @jax.jit
+    def moments(x):
+        mean = 2 * first.mean_at(x) - 0.5 * second.mean_at(x)
+        covariance = 4 * first.covariance(x, x[:3]) + 0.25 * second.covariance(x, x[:3])
+        pairs = [
+            (process.mean_at(x), mean),
+            (process.covariance(x, x[:3]), covariance),
+            (process(x).mean, mean),
+            (process(x).variance, jnp.diag(process.covariance(x))),
+        ]
+        return pairs, process(x, 0.1).log_prob(mean)
+
+    pairs, log_prob = moments(X)
+    for found, expected in pairs:
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert np.isfinite(log_prob)
 
 
 def test_draws_of_a_sum_are_sums_of_draws():
@@ -66,7 +78,8 @@ def test_draws_of_a_sum_are_sums_of_draws():
     process = first + 3.0 * second
     assert isinstance(process, SumProcess) and process.has_weight_space
     keys = jax.random.split(KEY)
-    expected = first.draw(keys[0], 4)(X) + 3 * second.draw(keys[1], 4)(X)
+    parts = jax.jit(lambda keys: (first.draw(keys[0], 4)(X), second.draw(keys[1], 4)(X)))(keys)
+    expected = np.asarray(parts[0]) + 3 * np.asarray(parts[1])
     np.testing.assert_allclose(process.draw(KEY, 4)(X), expected, rtol=1e-12)
     np.testing.assert_array_equal(process(X).sample(KEY, (4,)), process.draw(KEY, 4)(X))
     with pytest.raises(ImplicitDensityError, match="`SumProcess`"):
@@ -82,15 +95,19 @@ def test_sums_have_the_variance_of_both(build):
         exact = process(X).covariance_matrix
     else:
         process = first + PiecewiseConstant()
-        exact = first.covariance(X) + jnp.exp(-3 * jnp.abs(X - X.T)) / 12
+        exact = first.covariance(X) + np.exp(-3 * np.abs(X - X.T)) / 12
         assert isinstance(process(X), FunctionValues) and not process.has_weight_space
-    draws = process.draw(KEY, num)
-    values = jnp.concatenate([draws(X[:2]), draws(X[2:])], axis=1)
-    spread = jnp.diag(exact)
-    errors = jnp.sqrt((exact**2 + spread[:, None] * spread[None, :]) / num)
-    found = jnp.cov(values.T)
-    assert jnp.max(jnp.abs(found - exact) / errors) < 4
-    assert jnp.max(jnp.abs(found - 1.1 * exact) / errors) > 4
+
+    @jax.jit
+    def drawn(key):
+        draws = process.draw(key, num)
+        return jnp.concatenate([draws(X[:2]), draws(X[2:])], axis=1)
+
+    exact, found = np.asarray(exact), np.cov(drawn(KEY).T)
+    spread = np.diag(exact)
+    errors = np.sqrt((exact**2 + spread[:, None] * spread[None, :]) / num)
+    assert np.max(np.abs(found - exact) / errors) < 4
+    assert np.max(np.abs(found - 1.1 * exact) / errors) > 4
 
 
 def test_a_stack_of_gaussians_has_the_density_of_independent_outputs():
@@ -99,15 +116,21 @@ def test_a_stack_of_gaussians_has_the_density_of_independent_outputs():
     values = process(X)
     assert isinstance(values, StackedValues) and values.event_shape == (5, 3)
     assert values.support == constraints.independent(constraints.real, 2)
-    for shape in [(), (2,), (2, 3)]:
+
+    @partial(jax.jit, static_argnums=0)
+    def drawn(shape):
         y = values.sample(KEY, shape)
-        assert y.shape == (*shape, 5, 3)
         expected = sum(p(X).log_prob(y[..., i]) for i, p in enumerate([first, second, first]))
-        np.testing.assert_allclose(values.log_prob(y), expected, rtol=1e-12)
-    np.testing.assert_allclose(values.mean[:, 1], second(X).mean)
-    np.testing.assert_allclose(values.variance[:, 1], second(X).variance)
-    draws = values.sample(KEY, (4000,))
-    across = jnp.corrcoef(draws[:, 0, 0], draws[:, 0, 2])[0, 1]
+        return y, values.log_prob(y), expected
+
+    for shape in [(), (2,), (2, 3)]:
+        y, log_prob, expected = drawn(shape)
+        assert y.shape == (*shape, 5, 3)
+        np.testing.assert_allclose(log_prob, expected, rtol=1e-12)
+    np.testing.assert_allclose(np.asarray(values.mean)[:, 1], second(X).mean)
+    np.testing.assert_allclose(np.asarray(values.variance)[:, 1], second(X).variance)
+    draws = np.asarray(jax.jit(lambda key: values.sample(key, (4000,)))(KEY))
+    across = np.corrcoef(draws[:, 0, 0], draws[:, 0, 2])[0, 1]
     assert abs(float(across)) < 4 / 4000**0.5  # equal processes, independent outputs
 
 

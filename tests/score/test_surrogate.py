@@ -4,25 +4,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 from implicitppl.score import SSGE, entropy_surrogate
 
 
 def test_value_is_zero_and_gradient_is_the_score_in_both_modes():
-    x = jax.random.normal(jax.random.key(0), (5, 3))
-    scores = jnp.sin(3 * x)
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    scores = np.sin(3 * x)
 
+    @jax.jit
     def surrogate(points: jax.Array) -> jax.Array:
         return entropy_surrogate(scores, points)
 
     assert float(surrogate(x)) == 0
-    np.testing.assert_allclose(jax.grad(surrogate)(x), scores / 5, rtol=1e-6)
-    np.testing.assert_allclose(jax.jacfwd(surrogate)(x), scores / 5, rtol=1e-6)
-    check_grads(lambda t: jnp.vdot(scores / 5, t), (x,), order=1, modes=["fwd", "rev"])
-    direction = jnp.cos(x)
+    np.testing.assert_allclose(jax.jit(jax.grad(surrogate))(x), scores / 5, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(surrogate))(x), scores / 5, rtol=1e-6)
+    direction = np.cos(x)
     _, tangent = jax.jvp(surrogate, (x,), (direction,))
-    np.testing.assert_allclose(tangent, jnp.vdot(scores, direction) / 5, rtol=1e-6)
+    np.testing.assert_allclose(tangent, np.vdot(scores, direction) / 5, rtol=1e-6)
 
 
 def test_a_fitted_score_and_its_values_are_the_same():
@@ -38,6 +37,7 @@ def test_a_fitted_score_and_its_values_are_the_same():
     np.testing.assert_allclose(jax.grad(by_score)(x), SSGE().fit(x)(x) / 20, rtol=1e-6)
 
 
+@jax.jit
 def _exact_kl_gradient(a: jax.Array, noise: jax.Array, sign: float) -> jax.Array:
     def loss(scale: jax.Array) -> jax.Array:
         x = scale * noise
