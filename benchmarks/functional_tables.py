@@ -156,15 +156,27 @@ def convergence(rows: Rows, longer: Rows) -> str:
 
 
 def mixing(rows: Rows) -> str:
-    """Return one sentence for each run of NUTS."""
-    return " ".join(
-        f"NUTS on {r['data']} split {r['split']}, least noise {r['floor']:g}: R-hat of the "
-        f"function at the test inputs {r['rhat_median']:.2f} (median), {r['rhat_max']:.2f} "
-        f"(largest), "
-        f"{r['divergences']} divergences, {r['mean_leapfrogs']:.0f} leapfrogs a draw, "
-        f"{r['train_seconds']:.0f} CPU s."
-        for r in select(rows, method="NUTS")
-    )
+    """Return one sentence for NUTS on each data set: the ranges over splits."""
+    found = []
+    for name in names(rows):
+        for floor in sorted({r["floor"] for r in rows}):
+            group = select(rows, data=name, floor=floor, method="NUTS")
+            if group:
+                found.append(
+                    f"NUTS on {name}, least noise {floor:g}, {len(group)} splits: R-hat of the "
+                    f"function {spread(group, 'rhat_median', '.2f')} (median over test inputs), "
+                    f"{spread(group, 'rhat_max', '.1f')} (largest); "
+                    f"{spread(group, 'divergences', '.0f')} divergences, "
+                    f"{spread(group, 'mean_leapfrogs', '.0f')} leapfrogs a draw, "
+                    f"{spread(group, 'train_seconds', '.0f')} CPU s."
+                )
+    return " ".join(found)
+
+
+def spread(group: Rows, figure: str, form: str) -> str:
+    """Return least and largest of a figure, or one where they print alike."""
+    ends = [format(end([r[figure] for r in group]), form) for end in (min, max)]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def weights(rows: Rows) -> str:

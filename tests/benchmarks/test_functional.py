@@ -166,6 +166,17 @@ def test_functional_inference_nears_the_process_that_is_its_prior(own: dict[str,
     assert found[1000].info["objective_all_rows"] > found[2].info["objective_all_rows"]
 
 
+def test_how_nuts_mixed_is_said_once_for_a_data_set() -> None:
+    more = {"divergences": 0, "mean_leapfrogs": 1000.4, "train_seconds": 61.2}
+    rows = [row("GP", 1)]
+    rows += [row("NUTS", s, rhat_median=1 + s / 10, rhat_max=2.0 * s, **more) for s in (1, 2)]
+    assert functional_tables.mixing(rows) == (
+        "NUTS on yacht, least noise 0, 2 splits: R-hat of the function 1.10 to 1.20 (median over "
+        "test inputs), 2.0 to 4.0 (largest); 0 divergences, 1000 leapfrogs a draw, 61 CPU s."
+    )
+    assert functional_tables.mixing([row("GP", 1)]) == ""
+
+
 def test_ours_is_compared_on_the_splits_that_both_have() -> None:
     rows = [row("GP", s) for s in (1, 2, 6)]
     rows += [row("fBNN", s, rmse=1.1 * s, ll=0.5 - s) for s in (1, 2)]
