@@ -108,8 +108,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }
 """A method runs on the data sets that have settings for it; rates of NUTS are its own."""
-for name in ("yacht", "energy", "concrete", "kin8nm", BUNDLED):
-    SETTINGS[name]["fBNN, 5 fits"] = SETTINGS[name]["fBNN"]._replace(num_fits=5)
+for own in (SETTINGS[name] for name in ("yacht", "energy", "concrete", "kin8nm", BUNDLED)):
+    own["fBNN, 5 fits"] = own["fBNN"]._replace(num_fits=5)
 ON_REQUEST = ("NUTS",)
 QUICK_SPLITS = 2
 OUT = RESULTS / "functional.jsonl"

@@ -194,7 +194,7 @@ def fitted(
 
 
 def mixture(parts: Sequence[Prediction]) -> Prediction:
-    """Return the predictions of all fits together; of what is said of them, seconds are added."""
+    """Return the predictions of all fits together; seconds are added, other figures averaged."""
     info = {}
     for name in parts[0].info:
         over_fits = np.sum if name.endswith("seconds") else np.mean
@@ -209,11 +209,11 @@ def ours(split: Split, settings: Functional, floors: Sequence[float]) -> dict[fl
     begin = time.process_time()
     prior = fit_process(split, settings.process).process
     prior_seconds, found = time.process_time() - begin, {}
-    key = jax.random.key(split.seed)
-    keys = [key, *(jax.random.fold_in(key, i) for i in range(1, settings.num_fits))]
+    first = jax.random.key(split.seed)
+    others = [jax.random.fold_in(first, i) for i in range(1, settings.num_fits)]
     for floor in floors:
         parts = []
-        for key in keys:
+        for key in (first, *others):
             params, result = fitted(split, prior, settings, floor, key)
             value = objective(params, x, y, jnp.asarray(floor, x.dtype), prior, settings)
             parts.append(result._replace(info=result.info | {"objective_all_rows": float(value)}))

@@ -105,7 +105,7 @@ def median_distance(samples: Float[Array, "N D"], max_points: int = 1000) -> Flo
     return jnp.sqrt(jnp.median(jnp.maximum(q, 0)))
 
 
-def _signs(key: Array, n: int, num: int, flip_probability: float, dtype: Any) -> Array:
+def _signs(key: Array, n: int, num: int, flip_probability: float | Array, dtype: Any) -> Array:
     """Random signs `(n, num)` that change along the first axis with the given probability."""
     first_key, flip_key = random.split(key)
     start = random.rademacher(first_key, (1, num), dtype=jnp.int32)
@@ -122,7 +122,7 @@ def kernel_stein_discrepancy(
     lengthscale: float | str = "median",
     whiten: bool = True,
     num_bootstrap: int = 500,
-    flip_probability: float = 0.5,
+    flip_probability: float | Array = 0.5,
     block_size: int = 512,
 ) -> KSDResult:
     """Kernel Stein discrepancy of draws from a target score, with a p-value at this sample size.
@@ -190,14 +190,14 @@ def _lengthscale(lengthscale: float | str, x: Array) -> Array:
     return jnp.asarray(lengthscale, x.dtype)
 
 
-@partial(jax.jit, static_argnames=("num_bootstrap", "flip_probability", "block_size"))
+@partial(jax.jit, static_argnames=("num_bootstrap", "block_size"))
 def _test(
     key: Array,
     x: Array,
     s: Array,
     lengthscale: Array,
     num_bootstrap: int,
-    flip_probability: float,
+    flip_probability: float | Array,
     block_size: int,
 ) -> KSDResult:
     n = x.shape[0]

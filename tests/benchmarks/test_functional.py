@@ -1,6 +1,7 @@
 """The functional benchmark: what its figures mean, that peers learn, what its tables say."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import equinox as eqx
@@ -94,6 +95,27 @@ def test_the_weight_of_the_rule_is_between_1_and_n_over_b() -> None:
         # More of the rows in a batch see more of the divergence.
         larger = functional_weights.weights(data, settings._replace(batch_size=256), fit)
     assert 1 < larger["batch_weight"] < found["batch_weight"] < found["N/B"] == len(data.y) / 64
+
+
+def test_every_fit_has_a_key_of_its_own_and_the_first_is_that_of_one_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used: list[tuple[int, ...]] = []
+
+    def fitted(*arguments: Any) -> Any:
+        used.append(tuple(np.asarray(jax.random.key_data(arguments[-1])).tolist()))
+        return None, Prediction(np.full((2, 3), len(used)), np.ones((2, 1)), {"train_seconds": 1.0})
+
+    monkeypatch.setattr(functional_ours, "fitted", fitted)
+    monkeypatch.setattr(functional_ours, "objective", lambda *_: -float(len(used)))
+    monkeypatch.setattr(functional_ours, "fit_process", lambda *_: SimpleNamespace(process=None))
+    data, settings = split("diabetes", 2), bench_functional.SETTINGS["diabetes"]["fBNN"]
+    found = functional_ours.ours(data, settings._replace(num_fits=3), (0.0, 0.1))
+    assert len(set(used)) == 3 and used[:3] == used[3:]
+    assert found[0.1].mean[:, 0].tolist() == [4, 4, 5, 5, 6, 6]
+    assert found[0.1].info["objective_all_rows"] == -5.0 and found[0.1].info["train_seconds"] == 3.0
+    functional_ours.ours(data, settings, (0.0,))
+    assert used[6:] == used[:1]
 
 
 def test_fits_are_mixed_with_their_own_noise_and_their_seconds_add_up() -> None:

@@ -13,11 +13,6 @@ from implicitppl.diagnostics._ksd import _block, _quadratic_forms, median_distan
 
 N, D = 60, 3
 
-discrepancy = jax.jit(
-    kernel_stein_discrepancy,
-    static_argnames=("lengthscale", "whiten", "num_bootstrap", "block_size"),
-)
-
 
 def _brute_stein_kernel(x, y, sx, sy, lengthscale):
     """The Stein kernel by its definition, with all derivatives from autodiff."""
@@ -56,7 +51,7 @@ def test_statistics_equal_the_full_matrix(key, block_size):
     off = h - np.diag(np.diag(h))
     np.testing.assert_allclose(forms, [v @ off @ v for v in w.T], rtol=1e-4, atol=5e-3)
     np.testing.assert_allclose(trace, np.trace(h), rtol=1e-5)
-    out = discrepancy(
+    out = kernel_stein_discrepancy(
         s, x, key=key, lengthscale=1.7, whiten=False, num_bootstrap=3, block_size=block_size
     )
     centred = np.asarray(_all_pairs(_brute_stein_kernel, x - x.mean(0), s, 1.7))
@@ -69,7 +64,7 @@ def test_median_distance_is_that_of_all_pairs(key):
     x = random.normal(key, (40, 2))
     points = np.asarray(x)
     pairs = [np.linalg.norm(points[i] - points[j]) for i in range(40) for j in range(i)]
-    np.testing.assert_allclose(jax.jit(median_distance)(x), np.median(pairs), rtol=1e-4)
+    np.testing.assert_allclose(median_distance(x), np.median(pairs), rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -105,16 +100,32 @@ def test_power_against_shift_and_scale(p_values):
 def test_small_shift_and_scale_are_found_with_500_draws(key):
     z = random.normal(key, (500, 2))
     for wrong in (z.at[:, 0].add(0.3), z.at[:, 0].mul(0.7)):
-        assert discrepancy(-wrong, wrong, key=key).p_value < 0.02
+        assert kernel_stein_discrepancy(-wrong, wrong, key=key).p_value < 0.02
 
 
 def test_units_do_not_matter(key):
     z = random.normal(key, (200, 2)) @ jnp.array([[1.0, 0.0], [0.8, 0.6]])
     units = jnp.array([1000.0, 0.01])
-    first = discrepancy(-z, z, key=key, num_bootstrap=50)
-    second = discrepancy(-z / units, z * units, key=key, num_bootstrap=50)
+    first = kernel_stein_discrepancy(-z, z, key=key, num_bootstrap=50)
+    second = kernel_stein_discrepancy(-z / units, z * units, key=key, num_bootstrap=50)
     np.testing.assert_allclose(first.u_statistic, second.u_statistic, rtol=1e-2, atol=1e-5)
     np.testing.assert_allclose(first.ksd, second.ksd, rtol=1e-3)
+
+
+def test_signs_that_seldom_flip_widen_the_null_of_a_chain(key):
+    """And the probability may be a number of any kind, such as one over an estimate."""
+    noise, chain = np.random.default_rng(0).normal(size=(400, 1)), np.zeros((400, 1))
+    for i in range(1, 400):
+        chain[i] = 0.95 * chain[i - 1] + (1 - 0.95**2) ** 0.5 * noise[i]
+    z = jnp.asarray(chain, jnp.float32)
+
+    def null(flip_probability):
+        return kernel_stein_discrepancy(-z, z, key=key, flip_probability=flip_probability).null
+
+    seldom = null(0.05)
+    for form in (np.float64, jnp.asarray):
+        np.testing.assert_allclose(null(form(0.05)), seldom, rtol=1e-5)
+    assert np.std(seldom) > 2 * np.std(null(0.5))
 
 
 def test_it_cannot_see_the_weights_of_separated_modes(key):
@@ -125,7 +136,7 @@ def test_it_cannot_see_the_weights_of_separated_modes(key):
         return jnp.logaddexp(-0.5 * jnp.sum((z - 15) ** 2), -0.5 * jnp.sum((z + 15) ** 2))
 
     scores = jax.jit(jax.vmap(jax.grad(log_density)))(z)
-    assert discrepancy(scores, z, key=key).p_value > 0.05
+    assert kernel_stein_discrepancy(scores, z, key=key).p_value > 0.05
 
 
 @pytest.mark.parametrize(

@@ -96,42 +96,36 @@ def batch_weight(
             f"`prior` and `posterior` must have as many outputs; got {sizes[0]} and {sizes[1]}."
         )
 
-    whole, of_batches = _divergences(
-        prior, posterior, points, key, measurement, rule, batch_size, num_batches
-    )
+    def with_measured(rows: Array, key: PRNGKeyArray) -> Array:
+        return jnp.concatenate([rows, measurement_points(measurement, key, rows)])
+
+    def batch(key: PRNGKeyArray) -> Array:
+        row_key, point_key = jax.random.split(key)
+        rows = jax.random.choice(row_key, points, (batch_size,), replace=False)
+        return with_measured(rows, point_key)
+
+    whole_key, batch_key = jax.random.split(key)
+    batches = jax.vmap(batch)(jax.random.split(batch_key, num_batches))
+    of_batches = _mean_divergence(prior, posterior, rule, batches, key)
     rounding = size * jnp.finfo(of_batches.dtype).eps ** 0.5
     if not isinstance(of_batches, jax.core.Tracer) and of_batches <= rounding:
         raise ValueError(
             f"`posterior` must differ from `prior`: their divergence at a batch is "
             f"{float(of_batches):.2g} nats. Is it `prior.condition(x, y, noise_scale)`?"
         )
-    return whole / of_batches
+    whole = with_measured(points, whole_key)
+    return _mean_divergence(prior, posterior, rule, whole[None], key) / of_batches
 
 
 @eqx.filter_jit
-def _divergences(
-    prior: Process,
-    posterior: Process,
-    points: Array,
-    key: PRNGKeyArray,
-    measurement: Measurement | None,
-    rule: Divergence,
-    batch_size: int,
-    num_batches: int,
-) -> tuple[Array, Array]:
-    """Return the divergence at all rows, and its mean over batches."""
+def _mean_divergence(
+    prior: Process, posterior: Process, rule: Divergence, sets: Array, key: PRNGKeyArray
+) -> Array:
+    """Return the mean over sets of points, (K, n, D), of the posterior's divergence there."""
 
-    def divergence_of(rows: Array, key: PRNGKeyArray) -> Array:
-        at = jnp.concatenate([rows, measurement_points(measurement, key, rows)])
-        guide, known = exact_moments(posterior, at), exact_moments(prior, at)
+    def divergence_at(points: Array) -> Array:
+        guide, known = exact_moments(posterior, points), exact_moments(prior, points)
         assert guide is not None and known is not None
         return rule(Pair(guide.mean[None], guide, known, None, is_exact=True), key)
 
-    def of_batch(key: PRNGKeyArray) -> Array:
-        row_key, point_key = jax.random.split(key)
-        rows = jax.random.choice(row_key, points, (batch_size,), replace=False)
-        return divergence_of(rows, point_key)
-
-    whole_key, batch_key = jax.random.split(key)
-    of_batches = jnp.mean(jax.lax.map(of_batch, jax.random.split(batch_key, num_batches)))
-    return divergence_of(points, whole_key), of_batches
+    return jnp.mean(jax.lax.map(divergence_at, sets))

@@ -1,5 +1,7 @@
 """The weight of a minibatch: its limits, and the bound that it restores at a known posterior."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,6 +117,28 @@ def test_it_is_the_ratio_of_the_divergences_that_it_is_given(divergence):
     error = 2**0.5 * np.std(batches) / np.mean(batches) / 300**0.5
     assert float(weight) == pytest.approx(kl(x) / np.mean(batches), rel=4 * error)
     assert 4 * error < 0.1
+
+
+def test_points_may_come_from_any_object_that_is_called():
+    # An object that is equal by content has no hash, so a program cannot be kept by it.
+    @dataclass
+    class Beside:
+        distance: float
+
+        def __call__(self, key, x):
+            return x[:3] + self.distance
+
+    x, y = data(0.5)
+    prior = GaussianProcess(RBF())
+    posterior = prior.condition(x, y, NOISE)
+
+    def weight(measurement):
+        found = batch_weight(prior, posterior, x, BATCH, key=KEY, measurement=measurement)
+        return float(found)
+
+    near = weight(Beside(0.2))
+    assert near == pytest.approx(weight(lambda key, x: x[:3] + 0.2), rel=1e-6)
+    assert near != pytest.approx(weight(Beside(9.0)), rel=1e-2)  # the points are those given
 
 
 @pytest.mark.parametrize(
