@@ -63,7 +63,7 @@ format: setup ## apply the formatter and the lint's safe repairs
 	$(RUN) -m ruff format .
 
 bench: setup ## the accuracy benchmark in its short form, on bundled data
-	$(ONE_THREAD) $(RUN) -m benchmarks.accuracy --quick --out output/accuracy-quick.jsonl $(ARGS)
+	$(ONE_THREAD) $(RUN) -m benchmarks.accuracy.run --quick --out output/accuracy-quick.jsonl $(ARGS)
 
 docs: setup ## the documentation, warnings are errors (docs/_build/html/index.html)
 	$(RUN) -m sphinx -W --keep-going -b html docs docs/_build/html

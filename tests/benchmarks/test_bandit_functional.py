@@ -11,9 +11,10 @@ from numpyro import handlers
 from scipy.stats import norm
 
 import implicitppl as ip
-from benchmarks import bandit_functional as networks
-from benchmarks import bandits, functional_tables
-from benchmarks.bandit_gp import kernel_of
+from benchmarks.bandits import functional as networks
+from benchmarks.bandits import run as bandits
+from benchmarks.bandits.gp import kernel_of
+from benchmarks.functional import tables as functional_tables
 from tests.helpers import compilations
 
 SMALL = networks.Settings(num_particles=40, batch_size=16, num_measured=16, width=20)

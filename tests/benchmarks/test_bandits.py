@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import bandit_agents as agents
-from benchmarks import bandit_gp, bandits
-from benchmarks.accuracy import RESULTS, read
+from benchmarks.bandits import agents as agents
+from benchmarks.bandits import gp as bandit_gp
+from benchmarks.bandits import run as bandits
+from benchmarks.common.paths import RESULTS
+from benchmarks.common.rows import read
 
 
 def test_the_wheel_pays_as_published() -> None:

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.bench_bo import KERNELS, NUM_RANDOM, PROBLEMS, optimise, table
+from benchmarks.gp.bo import KERNELS, NUM_RANDOM, PROBLEMS, optimise, table
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from benchmarks import bench_functional, functional_ours, functional_tables, functional_weights
-from benchmarks import functional_methods as methods
-from benchmarks.accuracy import RESULTS, read
-from benchmarks.functional_gp import fit_process
-from benchmarks.functional_methods import METHODS, Prediction
-from benchmarks.functional_ours import Functional
-from benchmarks.gp_data import split
-from benchmarks.gp_methods import Settings
+from benchmarks.common.paths import RESULTS
+from benchmarks.common.rows import read
+from benchmarks.functional import methods as methods
+from benchmarks.functional import ours as functional_ours
+from benchmarks.functional import run as bench_functional
+from benchmarks.functional import tables as functional_tables
+from benchmarks.functional import weights as functional_weights
+from benchmarks.functional.gp import fit_process
+from benchmarks.functional.methods import METHODS, Prediction
+from benchmarks.functional.ours import Functional
+from benchmarks.gp.data import split
+from benchmarks.gp.methods import Settings
 
 pytest.importorskip("sklearn")
 

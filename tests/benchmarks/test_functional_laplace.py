@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import functional_laplace
+from benchmarks.functional import laplace as functional_laplace
 from implicitppl.processes import BayesianNetwork, LinearizedNetwork
 
 

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import functional_toys, functional_toys_tables
-from benchmarks.accuracy import RESULTS, read
-from benchmarks.functional_problems import GRID, PROBLEMS, Problem
+from benchmarks.common.paths import RESULTS
+from benchmarks.common.rows import read
+from benchmarks.functional import toys as functional_toys
+from benchmarks.functional import toys_tables as functional_toys_tables
+from benchmarks.functional.problems import GRID, PROBLEMS, Problem
 from examples import functional_priors
 from examples.functional_priors import steps_posterior
 from implicitppl.processes import PiecewiseConstant

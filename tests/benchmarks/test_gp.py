@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from benchmarks import bench_gp, gp_tables
-from benchmarks.accuracy import RESULTS, read
-from benchmarks.gp_data import median_lengthscales, scores, split
-from benchmarks.gp_methods import KERNELS
+from benchmarks.common.paths import RESULTS
+from benchmarks.common.rows import read
+from benchmarks.gp import run as bench_gp
+from benchmarks.gp import tables as gp_tables
+from benchmarks.gp.data import median_lengthscales, scores, split
+from benchmarks.gp.methods import KERNELS
 
 pytest.importorskip("sklearn")
 

@@ -9,11 +9,12 @@ import pytest
 from numpyro.infer.util import log_density
 from scipy.special import expit, logsumexp
 
-from benchmarks import gp_classification as gp
-from benchmarks import hmc_classification as bench
-from benchmarks.accuracy import RESULTS, read
-from benchmarks.bench_hmc import ERRORS
-from benchmarks.hmc_tables import PAGE
+from benchmarks.common.paths import RESULTS
+from benchmarks.common.rows import read
+from benchmarks.hmc import classification as bench
+from benchmarks.hmc import gp_classification as gp
+from benchmarks.hmc.run import ERRORS
+from benchmarks.hmc.tables import PAGE
 
 X, Y = np.array([[0.0], [0.7], [-1.1]]), np.array([1.0, 0.0, 1.0])
 THETA = np.array([0.3, 1.5])

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import bench_gpu, gpu_tables
+from benchmarks.gpu import run as bench_gpu
+from benchmarks.gpu import tables as gpu_tables
 
 
 def test_a_difference_is_relative_and_sees_every_floating_leaf() -> None:

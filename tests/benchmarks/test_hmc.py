@@ -14,12 +14,15 @@ import pytest
 from numpyro.infer import ESS
 from scipy.stats import multivariate_normal, norm
 
-from benchmarks import bench_hmc as bench
-from benchmarks import hmc_kernel, hmc_numpyro, hmc_runs, hmc_walk
-from benchmarks import hmc_methods as methods
-from benchmarks import hmc_tables as tables
-from benchmarks import hmc_targets as targets
-from benchmarks.targets import SCHOOLS, TARGETS
+from benchmarks.accuracy.targets import SCHOOLS, TARGETS
+from benchmarks.hmc import kernel as hmc_kernel
+from benchmarks.hmc import methods as methods
+from benchmarks.hmc import numpyro_kernels as hmc_numpyro
+from benchmarks.hmc import run as bench
+from benchmarks.hmc import runs as hmc_runs
+from benchmarks.hmc import tables as tables
+from benchmarks.hmc import targets as targets
+from benchmarks.hmc import walk as hmc_walk
 
 SCALE = np.array([0.5, 2.0])
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import metrics
+from benchmarks.common import metrics
 
 NAMES = ["a", "b", "c"]
 CHAINS, LENGTH = 10, 1000

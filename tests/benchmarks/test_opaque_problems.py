@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpyro import handlers
 
-from benchmarks import hmc_opaque_likelihood as bench
-from benchmarks.bench_hmc import ERRORS
-from benchmarks.opaque_problems import BODIES, COOLING_TRUTH, TIMES, Host, excess, problems
+from benchmarks.hmc import opaque_likelihood as bench
+from benchmarks.hmc.opaque_problems import BODIES, COOLING_TRUTH, TIMES, Host, excess, problems
+from benchmarks.hmc.run import ERRORS
 
 POINTS = {
     "hares_lynxes": np.log([[0.55, 0.028, 0.8, 0.024, 33.0, 6.0], [0.5, 0.03, 0.9, 0.02, 30.0, 5]]),

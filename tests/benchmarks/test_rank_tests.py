@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import hmc_calibration as calibration
-from benchmarks import hmc_calibration_tables as tables
-from benchmarks import rank_tests
+from benchmarks.common import rank_tests
+from benchmarks.hmc import calibration as calibration
+from benchmarks.hmc import calibration_tables as tables
 
 N, NUM_RANKS, REPEATS = 200, 100, 200
 

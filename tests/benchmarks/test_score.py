@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import score_tables as tables
-from benchmarks.bench_score import kde_scott
-from benchmarks.score_problems import BEND, DENSITIES, FREEDOM, MODE, VARIANCE, density
+from benchmarks.score import tables as tables
+from benchmarks.score.problems import BEND, DENSITIES, FREEDOM, MODE, VARIANCE, density
+from benchmarks.score.run import kde_scott
 
 LOG_DENSITIES = {
     "normal": lambda x: -0.5 * jnp.sum(x**2),

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import bench_series, bench_texture, series_tables
-from benchmarks.series_problems import (
+from benchmarks.series import run as bench_series
+from benchmarks.series import tables as series_tables
+from benchmarks.series import texture as bench_texture
+from benchmarks.series.problems import (
     co2,
     cut,
     figures,

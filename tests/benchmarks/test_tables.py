@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import tables
+from benchmarks.accuracy import tables
 
 ROW = {
     "posterior": "p",

@@ -7,8 +7,8 @@ import pytest
 from numpyro.infer.util import log_density
 from scipy.integrate import solve_ivp
 
-from benchmarks.lotka_volterra import lotka_volterra
-from benchmarks.targets import TARGETS
+from benchmarks.accuracy.targets import TARGETS
+from benchmarks.hmc.lotka_volterra import lotka_volterra
 
 SIZE, STANDARD_ERRORS = 20_000, 4.5  # at most 110 averages per target: 4.5 is a p of 1e-3
 EXACT = [name for name, target in TARGETS.items() if target.exact is not None]

@@ -1,0 +1,1 @@
+"""Guides on posteriors: how far their draws are from reference draws."""

@@ -1,0 +1,1 @@
+"""Thompson sampling from posteriors over reward functions."""

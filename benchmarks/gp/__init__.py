@@ -1,0 +1,1 @@
+"""Kernels, evidence and speed of Gaussian processes."""

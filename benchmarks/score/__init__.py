@@ -1,0 +1,1 @@
+"""Score estimators and their peers: errors, times, memory."""

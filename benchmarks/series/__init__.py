@@ -1,0 +1,1 @@
+"""Series and textures to extrapolate."""
