@@ -6,31 +6,40 @@ says what each number cannot see. For runs of `ScoreHMC`: `surrogate_report`. Ar
 are imported when a function that needs them is called.
 """
 
-from implicitppl.diagnostics._arviz import to_arviz
-from implicitppl.diagnostics._calibration import Calibration, calibration, symmetry_p_value
-from implicitppl.diagnostics._compare import (
+from implicitppl.diagnostics._arviz.containers import to_arviz
+from implicitppl.diagnostics._distances import energy_distance, sliced_wasserstein
+from implicitppl.diagnostics._guide_draws import GuideDraws, Target, guide_draws, posterior_target
+from implicitppl.diagnostics._guide_report.compare import (
     Comparison,
     MarginalDifferences,
     compare,
     marginal_differences,
 )
-from implicitppl.diagnostics._distances import energy_distance, sliced_wasserstein
-from implicitppl.diagnostics._drift import NutsDrift, nuts_drift
-from implicitppl.diagnostics._ksd import KSDResult, kernel_stein_discrepancy
-from implicitppl.diagnostics._plot_selection import plot_selection
-from implicitppl.diagnostics._plot_surrogate import plot_surrogate
-from implicitppl.diagnostics._plots import plot_forest, plot_loss, plot_pair
-from implicitppl.diagnostics._psis import ParetoSmoothed, k_hat_limit, pareto_smooth
-from implicitppl.diagnostics._report import Report, Row, report
-from implicitppl.diagnostics._restarts import RestartSpread, restart_spread
-from implicitppl.diagnostics._slopes import ScoreSlope, SteinSlopes, score_slope, stein_slopes
-from implicitppl.diagnostics._surrogate_parts import run_limit
-from implicitppl.diagnostics._surrogate_report import (
+from implicitppl.diagnostics._guide_report.report import Report, Row, report
+from implicitppl.diagnostics._plots.guides import plot_forest, plot_loss, plot_pair
+from implicitppl.diagnostics._plots.selection import plot_selection
+from implicitppl.diagnostics._plots.surrogate import plot_surrogate
+from implicitppl.diagnostics._statistics.calibration import (
+    Calibration,
+    calibration,
+    symmetry_p_value,
+)
+from implicitppl.diagnostics._statistics.drift import NutsDrift, nuts_drift
+from implicitppl.diagnostics._statistics.ksd import KSDResult, kernel_stein_discrepancy
+from implicitppl.diagnostics._statistics.psis import ParetoSmoothed, k_hat_limit, pareto_smooth
+from implicitppl.diagnostics._statistics.restarts import RestartSpread, restart_spread
+from implicitppl.diagnostics._statistics.slopes import (
+    ScoreSlope,
+    SteinSlopes,
+    score_slope,
+    stein_slopes,
+)
+from implicitppl.diagnostics._surrogate_report.parts import run_limit
+from implicitppl.diagnostics._surrogate_report.report import (
     SurrogateReport,
     surrogate_checks,
     surrogate_report,
 )
-from implicitppl.diagnostics._unconstrained import GuideDraws, Target, guide_draws, posterior_target
 
 __all__ = [
     "Calibration",

@@ -9,7 +9,12 @@ import pytest
 from jax import random
 
 from implicitppl.diagnostics import kernel_stein_discrepancy
-from implicitppl.diagnostics._ksd import _block, _quadratic_forms, median_distance, stein_kernel
+from implicitppl.diagnostics._statistics.ksd import (
+    _block,
+    _quadratic_forms,
+    median_distance,
+    stein_kernel,
+)
 
 N, D = 60, 3
 

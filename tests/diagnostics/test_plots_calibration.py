@@ -16,7 +16,7 @@ from implicitppl.diagnostics import (
     plot_selection,
     symmetry_p_value,
 )
-from implicitppl.diagnostics._calibration import _brownian_tail, _uniformity_p_value
+from implicitppl.diagnostics._statistics.calibration import _brownian_tail, _uniformity_p_value
 from implicitppl.score import Gaussian, select
 
 

@@ -15,8 +15,8 @@ from numpyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoN
 from scipy import stats
 
 from implicitppl.diagnostics import guide_draws, posterior_target, report
-from implicitppl.diagnostics._report_rows import psis_rows
-from implicitppl.diagnostics._unconstrained import GuideDraws
+from implicitppl.diagnostics._guide_draws import GuideDraws
+from implicitppl.diagnostics._guide_report.rows import psis_rows
 
 COVARIANCE = np.array([[1.0, 0.8], [0.8, 1.0]])
 ROOT = jnp.asarray(np.linalg.cholesky(COVARIANCE), jnp.float32)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from implicitppl.diagnostics import run_limit
-from implicitppl.diagnostics._surrogate_parts import (
+from implicitppl.diagnostics._surrogate_report.parts import (
     acceptance_by,
     acceptance_by_move,
     expected_run,

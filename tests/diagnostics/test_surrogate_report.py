@@ -19,8 +19,8 @@ from implicitppl.diagnostics import (
     surrogate_checks,
     surrogate_report,
 )
-from implicitppl.diagnostics._mixing import mixing
-from implicitppl.diagnostics._surrogate_parts import have_moved
+from implicitppl.diagnostics._statistics.mixing import mixing
+from implicitppl.diagnostics._surrogate_report.parts import have_moved
 
 NAMES = ("random walk", "long", "transition of 3", "wide transition")
 

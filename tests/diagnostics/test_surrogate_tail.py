@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from implicitppl.diagnostics import pareto_smooth
-from implicitppl.diagnostics._surrogate_parts import have_moved
-from implicitppl.diagnostics._surrogate_tail import pareto_shape, surrogate_tail
+from implicitppl.diagnostics._surrogate_report.parts import have_moved
+from implicitppl.diagnostics._surrogate_report.tail import pareto_shape, surrogate_tail
 
 
 def gap_of(x, scale):

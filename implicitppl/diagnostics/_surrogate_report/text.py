@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from implicitppl.diagnostics._surrogate_warnings import (
+from implicitppl.diagnostics._surrogate_report.warnings import (
     MAX_DIVERGING,
     MAX_INTEGRATOR,
     MAX_NOISE,

@@ -2,8 +2,8 @@
 
 The accept step of `ScoreHMC` is exact, so a poor surrogate is no bias in the limit; in a finite run
 it is a chain that sticks, or a region that is hardly visited. The numbers come from
-`implicitppl.diagnostics._surrogate_tail` and `._surrogate_parts`, the warnings and the reasons of
-their limits from `._surrogate_warnings`.
+the files `tail` and `parts` beside this one, the warnings and the reasons of their limits from
+`warnings`.
 
 Shapes: fields of the run `(C, N)` for chains and draws.
 """
@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 
 from implicitppl.diagnostics._checks import at_least
 from implicitppl.diagnostics._draws import site_labels
-from implicitppl.diagnostics._mixing import Mixing, mixing
-from implicitppl.diagnostics._surrogate_parts import (
+from implicitppl.diagnostics._statistics.mixing import Mixing, mixing
+from implicitppl.diagnostics._surrogate_report.parts import (
     Groups,
     Moves,
     Proposals,
@@ -29,9 +29,9 @@ from implicitppl.diagnostics._surrogate_parts import (
     have_moved,
     longest_runs,
 )
-from implicitppl.diagnostics._surrogate_tail import SurrogateTail, surrogate_tail
-from implicitppl.diagnostics._surrogate_text import text_of
-from implicitppl.diagnostics._surrogate_warnings import (
+from implicitppl.diagnostics._surrogate_report.tail import SurrogateTail, surrogate_tail
+from implicitppl.diagnostics._surrogate_report.text import text_of
+from implicitppl.diagnostics._surrogate_report.warnings import (
     failure_warnings,
     mixing_warnings,
     noise_warnings,

@@ -18,10 +18,8 @@ from numpyro import handlers
 from numpyro.infer import MCMC, NUTS, Predictive
 from numpyro.infer.autoguide import AutoGuide
 
-from implicitppl.diagnostics._arviz_functions import FunctionDraws, drawn_functions
-from implicitppl.diagnostics._az import container, import_arviz
-from implicitppl.diagnostics._checks import at_least
-from implicitppl.diagnostics._replay import (
+from implicitppl.diagnostics._arviz.functions import FunctionDraws, drawn_functions
+from implicitppl.diagnostics._arviz.replay import (
     forget_data,
     is_black_box,
     is_latent,
@@ -31,7 +29,9 @@ from implicitppl.diagnostics._replay import (
     replay,
     site_dims,
 )
-from implicitppl.diagnostics._unconstrained import params_of
+from implicitppl.diagnostics._arviz.versions import container, import_arviz
+from implicitppl.diagnostics._checks import at_least
+from implicitppl.diagnostics._guide_draws import params_of
 
 _STAT_NAMES = {
     "potential_energy": "lp",

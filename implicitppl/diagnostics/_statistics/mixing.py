@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from implicitppl.diagnostics._az import import_arviz
+from implicitppl.diagnostics._arviz.versions import import_arviz
 
 
 class Mixing(NamedTuple):

@@ -18,7 +18,7 @@ from numpyro import distributions as dist
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
-from implicitppl.diagnostics._unconstrained import is_surrogate
+from implicitppl.diagnostics._guide_draws import is_surrogate
 
 
 def is_likelihood(site: Mapping[str, Any]) -> bool:

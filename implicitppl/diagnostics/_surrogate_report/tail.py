@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from implicitppl.diagnostics._psis import k_hat_limit
+from implicitppl.diagnostics._statistics.psis import k_hat_limit
 
 LEVELS = (0.01, 0.05, 0.5, 0.95, 0.99)
 FAR = math.log(10.0)  # a weight ten times the median one

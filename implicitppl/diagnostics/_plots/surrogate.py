@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from implicitppl.diagnostics._surrogate_parts import Groups
-from implicitppl.diagnostics._surrogate_report import SurrogateReport
-from implicitppl.diagnostics._surrogate_tail import FAR
-from implicitppl.diagnostics._surrogate_warnings import LOW_GROUP
+from implicitppl.diagnostics._surrogate_report.parts import Groups
+from implicitppl.diagnostics._surrogate_report.report import SurrogateReport
+from implicitppl.diagnostics._surrogate_report.tail import FAR
+from implicitppl.diagnostics._surrogate_report.warnings import LOW_GROUP
 
 _BLUE, _ORANGE, _GREY = "#3b6fb6", "#d1560f", "#555555"
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from implicitppl.diagnostics._mixing import Mixing
-from implicitppl.diagnostics._surrogate_parts import Groups, Proposals, Runs
-from implicitppl.diagnostics._surrogate_tail import SurrogateTail
+from implicitppl.diagnostics._statistics.mixing import Mixing
+from implicitppl.diagnostics._surrogate_report.parts import Groups, Proposals, Runs
+from implicitppl.diagnostics._surrogate_report.tail import SurrogateTail
 
 MAX_R_HAT, MIN_ESS, MILD_OVERLAP = 1.01, 400, 0.95
 MAX_NOISE = 2.0

@@ -2,7 +2,7 @@
 
 Every row is a quantity with a known value if the guide were the posterior, its value here, the
 range that sampling noise leaves, a verdict, and its blind spot
-(`implicitppl.diagnostics._report_rows`).
+(`implicitppl.diagnostics._guide_report.rows`).
 
 Shapes: guide draws `(S, D)`, unconstrained.
 """
@@ -17,7 +17,14 @@ from jax import random
 from jaxtyping import Array
 
 from implicitppl.diagnostics._checks import at_least
-from implicitppl.diagnostics._report_rows import (
+from implicitppl.diagnostics._guide_draws import (
+    GuideDraws,
+    Target,
+    guide_draws,
+    params_of,
+    posterior_target,
+)
+from implicitppl.diagnostics._guide_report.rows import (
     Row,
     drift_rows,
     dropped_rows,
@@ -27,13 +34,6 @@ from implicitppl.diagnostics._report_rows import (
     restart_rows,
     score_rows,
     slope_rows,
-)
-from implicitppl.diagnostics._unconstrained import (
-    GuideDraws,
-    Target,
-    guide_draws,
-    params_of,
-    posterior_target,
 )
 
 CHECKS = ("ksd", "slopes", "psis", "drift")

@@ -1,0 +1,1 @@
+"""The way into ArviZ, on both of its lines."""

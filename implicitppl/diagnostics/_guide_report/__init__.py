@@ -1,0 +1,1 @@
+"""The table on a fitted guide, and what it compares."""
