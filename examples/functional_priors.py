@@ -31,8 +31,9 @@ from numpyro.contrib.module import eqx_module
 from numpyro.infer import SVI
 from statsmodels.datasets import nile
 
+from implicitppl.divergences import GaussianKL, UniformBox
 from implicitppl.gp import Fit, fit
-from implicitppl.infer import FunctionalELBO, GaussianKL, UniformBox, function_posterior, predict
+from implicitppl.infer import FunctionalELBO, function_posterior, predict
 from implicitppl.kernels import RBF
 from implicitppl.processes import (
     BayesianNetwork,

@@ -30,15 +30,9 @@ from numpyro.infer import SVI
 from statsmodels.datasets import co2
 
 from implicitppl.diagnostics import to_arviz
+from implicitppl.divergences import GaussianKL, UniformBox
 from implicitppl.gp import Fit, fit
-from implicitppl.infer import (
-    FunctionalELBO,
-    FunctionSamples,
-    GaussianKL,
-    UniformBox,
-    function_posterior,
-    predict,
-)
+from implicitppl.infer import FunctionalELBO, FunctionSamples, function_posterior, predict
 from implicitppl.kernels import RBF, Linear, Periodic
 from implicitppl.processes import BayesianNetwork, GaussianProcess, ParametricProcess
 

@@ -4,7 +4,27 @@
 imported by `ip.diagnostics` when one of its functions is called; no JAX setting is changed.
 """
 
-from implicitppl import diagnostics, distributions, gp, infer, kernels, linalg, processes, score
+from implicitppl import (
+    diagnostics,
+    distributions,
+    divergences,
+    gp,
+    infer,
+    kernels,
+    linalg,
+    processes,
+    score,
+)
 
-__all__ = ["diagnostics", "distributions", "gp", "infer", "kernels", "linalg", "processes", "score"]
+__all__ = [
+    "diagnostics",
+    "distributions",
+    "divergences",
+    "gp",
+    "infer",
+    "kernels",
+    "linalg",
+    "processes",
+    "score",
+]
 __version__ = "0.1.0.dev0"

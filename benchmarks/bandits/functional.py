@@ -32,7 +32,8 @@ from numpyro.infer import ELBO, SVI, Trace_ELBO
 import implicitppl as ip
 from benchmarks.bandits.agents import EVERY, PULLS, Agent
 from benchmarks.bandits.gp import LEAST_SCALE, NOISE_SD, kernel_of
-from implicitppl.infer import DataNoise, FunctionalELBO
+from implicitppl.divergences import DataNoise
+from implicitppl.infer import FunctionalELBO
 from implicitppl.kernels import RBF, Kernel
 
 TRAINING = 2**20

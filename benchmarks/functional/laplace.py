@@ -30,7 +30,7 @@ from jax.scipy.linalg import cho_solve, solve_triangular
 from benchmarks.functional.gp import NOISE_PRIOR, NUM_DRAWS, WIDTH, Prediction, adam, fit_process
 from benchmarks.gp.data import Split
 from benchmarks.gp.methods import Settings
-from implicitppl.infer import DataNoise
+from implicitppl.divergences import DataNoise
 from implicitppl.processes import BayesianNetwork
 
 

@@ -36,13 +36,8 @@ from benchmarks.functional.gp import (
 )
 from benchmarks.gp.data import Split
 from benchmarks.gp.methods import Settings
-from implicitppl.infer import (
-    DataNoise,
-    FunctionalELBO,
-    RegularizedKL,
-    function_posterior,
-    predict,
-)
+from implicitppl.divergences import DataNoise, RegularizedKL
+from implicitppl.infer import FunctionalELBO, function_posterior, predict
 
 NOISE_LOG_SD = 0.1
 """Posterior standard deviation of the log noise at the start."""

@@ -33,7 +33,8 @@ from benchmarks.functional import ours as ours
 from benchmarks.functional.gp import NOISE_PRIOR
 from benchmarks.functional.methods import RELU
 from benchmarks.gp.speed import Compilations
-from implicitppl.infer import DataNoise, FunctionalELBO
+from implicitppl.divergences import DataNoise
+from implicitppl.infer import FunctionalELBO
 
 NUM_ROWS, NUM_DIMS, NUM_MEASURED = 1024, 8, 32
 SIZES = ((32, 100), (64, 150), (64, 300), (256, 350))

@@ -34,14 +34,8 @@ from numpyro.infer import SVI
 from benchmarks.common.paths import RESULTS
 from benchmarks.common.rows import append, provenance, read
 from benchmarks.functional.problems import KERNEL_STEPS, PROBLEMS, Problem
-from implicitppl.infer import (
-    FunctionalELBO,
-    GaussianKL,
-    ScoreKL,
-    UniformBox,
-    function_posterior,
-    predict,
-)
+from implicitppl.divergences import GaussianKL, ScoreKL, UniformBox
+from implicitppl.infer import FunctionalELBO, function_posterior, predict
 from implicitppl.processes import Process
 
 KEY = ("problem", "method", "seed")

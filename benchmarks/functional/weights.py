@@ -1,4 +1,4 @@
-"""The weight of a minibatch's divergence: what `ip.infer.batch_weight` says, and what fits prefer.
+"""The weight of a minibatch's divergence: what `batch_weight` says, and what fits prefer.
 
     python -m benchmarks.functional.weights --data FOLDER  (FOLDER/uci/*.data, ten CPU minutes)
     python -m benchmarks.functional.weights --quick        (bundled data, short fits)
@@ -22,7 +22,7 @@ from benchmarks.functional.gp import exact_gp, fit_process, scores
 from benchmarks.functional.ours import Functional, fitted
 from benchmarks.functional.run import MAX_TRAIN, SETTINGS
 from benchmarks.gp.data import BUNDLED, Split, split
-from implicitppl.infer import DataNoise, GaussianKL, batch_weight
+from implicitppl.divergences import DataNoise, GaussianKL, batch_weight
 
 CHOSEN = {"yacht": 3.0, "energy": 1.0, "concrete": 3.0, "kin8nm": 3.0, BUNDLED: 3.0}
 """On these rows, but for kin8nm and bundled data, which have the weight of concrete."""

@@ -1,47 +1,29 @@
 """What plugs into `numpyro.infer`: guides, losses, `fit`, black boxes, kernels, `LongMCMC`."""
 
-from implicitppl.infer._auto_implicit import AutoImplicit
 from implicitppl.infer._black_box import BlackBoxError, black_box, surrogate
-from implicitppl.infer._elbo import ImplicitELBO
-from implicitppl.infer._fit import FitResult, fit
-from implicitppl.infer._long_mcmc import LongMCMC
-from implicitppl.infer.functional import (
-    DataNoise,
-    FunctionalELBO,
-    FunctionalReport,
-    FunctionSamples,
-    GaussianKL,
-    GridKL,
-    HeldInputs,
-    RegularizedKL,
-    ScoreKL,
-    UniformBox,
-    batch_weight,
-    function_posterior,
-    predict,
-)
-from implicitppl.infer.score_hmc import Bank, ScoreHMC, ScoreHMCState
+from implicitppl.infer._functional.loss import FunctionalELBO
+from implicitppl.infer._functional.posterior import FunctionSamples, function_posterior, predict
+from implicitppl.infer._functional.report import FunctionalReport
+from implicitppl.infer._guides.auto_implicit import AutoImplicit
+from implicitppl.infer._guides.elbo import ImplicitELBO
+from implicitppl.infer._guides.fit import FitResult, fit
+from implicitppl.infer._long.mcmc import LongMCMC
+from implicitppl.infer._score_hmc.bank import Bank
+from implicitppl.infer._score_hmc.kernel import ScoreHMC
+from implicitppl.infer._score_hmc.state import ScoreHMCState
 
 __all__ = [
     "AutoImplicit",
     "Bank",
     "BlackBoxError",
-    "DataNoise",
     "FitResult",
     "FunctionSamples",
     "FunctionalELBO",
     "FunctionalReport",
-    "GaussianKL",
-    "GridKL",
-    "HeldInputs",
     "ImplicitELBO",
     "LongMCMC",
-    "RegularizedKL",
     "ScoreHMC",
     "ScoreHMCState",
-    "ScoreKL",
-    "UniformBox",
-    "batch_weight",
     "black_box",
     "fit",
     "function_posterior",

@@ -6,11 +6,11 @@ from implicitppl.kernels._constant import Constant, White
 from implicitppl.kernels._distances import median_lengthscale, squared_distances
 from implicitppl.kernels._dot import Linear, Polynomial
 from implicitppl.kernels._fields import positive, real
-from implicitppl.kernels._formula import Formula, Monomial, Term
 from implicitppl.kernels._matern import Matern12, Matern32, Matern52
-from implicitppl.kernels._nkn import NeuralKernelNetwork
-from implicitppl.kernels._nkn_layers import Activation, Layer, NonNegativeLinear, ProductLayer
-from implicitppl.kernels._nkn_presets import (
+from implicitppl.kernels._networks.formula import Formula, Monomial, Term
+from implicitppl.kernels._networks.layers import Activation, Layer, NonNegativeLinear, ProductLayer
+from implicitppl.kernels._networks.network import NeuralKernelNetwork
+from implicitppl.kernels._networks.presets import (
     nkn_bayesian_optimisation,
     nkn_regression,
     nkn_texture,

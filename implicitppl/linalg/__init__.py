@@ -1,4 +1,4 @@
-"""Linear algebra on plain arrays: factors, normal densities, inverses, eigenpairs, filters.
+"""Linear algebra on plain arrays: factors, normal densities, inverses and eigenpairs.
 
 Nothing here knows about samples, kernels or scores; every function runs under `jit` and `vmap`.
 """
@@ -7,34 +7,16 @@ from implicitppl.linalg._cg import Solution, conjugate_gradients, log_of_tridiag
 from implicitppl.linalg._checks import check_non_negative, check_positive
 from implicitppl.linalg._cholesky import SafeCholesky, safe_cholesky
 from implicitppl.linalg._eigen import Eigenpairs, is_full, top_eigenpairs
-from implicitppl.linalg._filters import (
-    Cutoff,
-    LandweberFilter,
-    NuFilter,
-    ProductFilter,
-    RelativeRidge,
-    Ridge,
-    SpectralFilter,
-    Tikhonov,
-)
 from implicitppl.linalg._inverse import Inverse, small_inverse
 from implicitppl.linalg._normal import normal_log_density
 from implicitppl.linalg._pivoted import pivoted_cholesky
 from implicitppl.linalg._triangular import inverse_from_factor
 
 __all__ = [
-    "Cutoff",
     "Eigenpairs",
     "Inverse",
-    "LandweberFilter",
-    "NuFilter",
-    "ProductFilter",
-    "RelativeRidge",
-    "Ridge",
     "SafeCholesky",
     "Solution",
-    "SpectralFilter",
-    "Tikhonov",
     "check_non_negative",
     "check_positive",
     "conjugate_gradients",

@@ -4,10 +4,9 @@ An estimator is data: a kernel, a spectral filter, a metric and a reference. `fi
 a `FittedScore`, which is called on points. Nothing here imports NumPyro.
 """
 
-from implicitppl.score._estimators import KernelEstimator
-from implicitppl.score._family import Landweber, NuMethod, SpectralCutoff, Tikhonov
 from implicitppl.score._fitted import FittedScore, ScoreInfo
 from implicitppl.score._gaussian import Gaussian
+from implicitppl.score._in_sample import affine_stein_correction, entropy_surrogate
 from implicitppl.score._kef import KEF
 from implicitppl.score._matching import matching_loss
 from implicitppl.score._mixture import KDE, SemiImplicit
@@ -17,14 +16,38 @@ from implicitppl.score._network import (
     SlicedScoreMatching,
 )
 from implicitppl.score._network_fit import NetworkInfo
-from implicitppl.score._select import select
-from implicitppl.score._selection_info import SelectionInfo
-from implicitppl.score._ssge import SSGE, Stein
-from implicitppl.score._stack import Stack
-from implicitppl.score._stein import affine_stein_correction
-from implicitppl.score._surrogate import entropy_surrogate
+from implicitppl.score._selection.info import SelectionInfo
+from implicitppl.score._selection.select import select
+from implicitppl.score._selection.stack import Stack
+from implicitppl.score._spectral.estimator import KernelEstimator
+from implicitppl.score._spectral.family import (
+    SSGE,
+    Landweber,
+    NuMethod,
+    SpectralCutoff,
+    Stein,
+    Tikhonov,
+)
+from implicitppl.score._spectral.filters import (
+    Cutoff,
+    LandweberFilter,
+    NuFilter,
+    ProductFilter,
+    RelativeRidge,
+    Ridge,
+    SpectralFilter,
+    TikhonovFilter,
+)
 
 __all__ = [
+    "Cutoff",
+    "LandweberFilter",
+    "NuFilter",
+    "ProductFilter",
+    "RelativeRidge",
+    "Ridge",
+    "SpectralFilter",
+    "TikhonovFilter",
     "KDE",
     "SemiImplicit",
     "KEF",

@@ -28,7 +28,7 @@ from implicitppl.score._fitted import FittedScore, fit_info
 from implicitppl.score._metric import check_metric, coordinates
 from implicitppl.score._moments import moments
 from implicitppl.score._reference import ReferenceLike, as_reference, fit_reference, reference_name
-from implicitppl.score._tikhonov import KEPT, in_blocks, solve_tikhonov
+from implicitppl.score._spectral.conjugate_gradients import KEPT, in_blocks, solve_tikhonov
 
 
 class KEF(eqx.Module):

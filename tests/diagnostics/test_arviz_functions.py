@@ -13,7 +13,8 @@ from numpyro.infer import SVI
 from scipy.stats import norm
 
 from implicitppl.diagnostics import to_arviz
-from implicitppl.infer import DataNoise, FunctionalELBO, GaussianKL, predict
+from implicitppl.divergences import DataNoise, GaussianKL
+from implicitppl.infer import FunctionalELBO, predict
 from implicitppl.kernels import RBF
 from implicitppl.processes import BayesianNetwork, GaussianProcess
 

@@ -33,7 +33,8 @@ import pytest
 from numpyro.infer import SVI
 
 from implicitppl.distributions import Implicit
-from implicitppl.infer import ImplicitELBO, _elbo, _sites
+from implicitppl.infer import ImplicitELBO, _sites
+from implicitppl.infer._guides import elbo as _elbo
 
 N, B = 12, 4
 X = jnp.linspace(-2.0, 3.0, N)

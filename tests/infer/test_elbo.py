@@ -17,10 +17,10 @@ from numpyro.infer import SVI, RenyiELBO, Trace_ELBO
 
 from implicitppl.distributions import Implicit, ImplicitDensityError
 from implicitppl.infer import ImplicitELBO
-from implicitppl.infer._entropy import gaussian_entropy
-from implicitppl.infer._provenance import joint_groups, parents
+from implicitppl.infer._guides.provenance import joint_groups, parents
 from implicitppl.infer._sites import latent_sites
 from implicitppl.score import SSGE, Gaussian
+from implicitppl.score._in_sample import gaussian_entropy
 
 KEY = jax.random.key(0)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
-from implicitppl.infer._gaussian import GaussianFit, fit_gaussian
+from implicitppl.infer._guides.gaussian import GaussianFit, fit_gaussian
 
 KEY = jax.random.key(0)
 

@@ -13,9 +13,9 @@ from numpyro import handlers
 from numpyro.infer import MCMC, init_to_median, init_to_value
 
 from implicitppl.infer import ScoreHMC
-from implicitppl.infer._long_blocks import Plan
-from implicitppl.infer._long_settings import UNKNOWN, described, fingerprint, model_name, settings
-from implicitppl.infer._long_store import Store
+from implicitppl.infer._long.blocks import Plan
+from implicitppl.infer._long.settings import UNKNOWN, described, fingerprint, model_name, settings
+from implicitppl.infer._long.store import Store
 
 
 def square(scale: float, x: Array) -> Array:

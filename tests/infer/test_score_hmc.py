@@ -16,15 +16,15 @@ from scipy import stats
 
 import implicitppl as ip
 from implicitppl.infer import Bank, ScoreHMC, black_box
-from implicitppl.infer.score_hmc import _adapt
-from implicitppl.infer.score_hmc._bank import empty_bank, filled
-from implicitppl.infer.score_hmc._chains import Options
-from implicitppl.infer.score_hmc._explore import NUM_WALKERS, _round
-from implicitppl.infer.score_hmc._learning import descending
-from implicitppl.infer.score_hmc._plan import make_plan
-from implicitppl.infer.score_hmc._problem import WholeProblem
-from implicitppl.infer.score_hmc._step import _adapt as learn_moves
-from implicitppl.infer.score_hmc._surrogate import Model, Surrogate
+from implicitppl.infer._score_hmc import kinds as _adapt
+from implicitppl.infer._score_hmc.bank import empty_bank, filled
+from implicitppl.infer._score_hmc.chains import Options
+from implicitppl.infer._score_hmc.learners.explore import NUM_WALKERS, _round
+from implicitppl.infer._score_hmc.learners.surrogate import Model, Surrogate
+from implicitppl.infer._score_hmc.plan import make_plan
+from implicitppl.infer._score_hmc.problem import WholeProblem
+from implicitppl.infer._score_hmc.step import _adapt as learn_moves
+from implicitppl.infer._score_hmc.warmup import descending
 from implicitppl.score._values import Coordinates
 
 CHAINS, WARMUP, DRAWS = 2, 30, 60  # few evaluations: one size of fit is compiled, not two

@@ -14,9 +14,9 @@ from numpyro.infer import MCMC
 
 import implicitppl as ip
 from implicitppl.infer import ScoreHMC, black_box
-from implicitppl.infer.score_hmc import _adapt
-from implicitppl.infer.score_hmc._history import Force, make_history
-from implicitppl.infer.score_hmc._plan import make_plan
+from implicitppl.infer._score_hmc import kinds as _adapt
+from implicitppl.infer._score_hmc.learners.history import Force, make_history
+from implicitppl.infer._score_hmc.plan import make_plan
 from implicitppl.score._values import Coordinates
 
 ESTIMATORS = {
@@ -204,7 +204,7 @@ def test_the_target_is_left_invariant(
 ) -> None:
     # Many chains, their last states: independent given the force, which was learned before.
     if wrong:
-        import implicitppl.infer.score_hmc._step as step
+        import implicitppl.infer._score_hmc.step as step
 
         right = step.accept_probability
         monkeypatch.setattr(

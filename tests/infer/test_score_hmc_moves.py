@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 
-from implicitppl.infer.score_hmc._moves import (
+from implicitppl.infer._score_hmc.moves import (
     Schedule,
     accept_probability,
     leapfrog,

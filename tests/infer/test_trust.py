@@ -13,7 +13,7 @@ from numpyro import handlers
 
 from implicitppl.distributions import SemiImplicit
 from implicitppl.infer import AutoImplicit, ImplicitELBO
-from implicitppl.infer._trust import bounded_gradient, bounded_pull
+from implicitppl.infer._guides.trust import bounded_gradient, bounded_pull
 from tests.distributions.test_residual import bent
 
 GENERATOR = bent(2, jnp.dtype(jnp.float32))

@@ -11,7 +11,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from implicitppl.kernels import RBF, Linear, Matern12, NeuralKernelNetwork, RationalQuadratic
-from implicitppl.kernels import _tiles as tiles
+from implicitppl.kernels._networks import tiles as tiles
 from tests.helpers import assert_compiles_once
 
 KEY = jax.random.key(0)

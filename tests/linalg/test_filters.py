@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitppl.linalg import Cutoff, Ridge, Tikhonov
+from implicitppl.score import Cutoff, Ridge, TikhonovFilter
 
 VALUES = jnp.array([8.0, 1.5, 0.4, 0.1])
 TRACE = jnp.array(10.0)
@@ -32,20 +32,20 @@ def test_ridge_adds_eta_to_each_eigenvalue_that_ssge_divides_by():
 def test_tikhonov_inverts_the_shifted_operator():
     # g(t) = f(t)/t = 1/(t + lam), lam = eta / M.
     t = VALUES / 10
-    multipliers = Tikhonov(0.5)(VALUES, TRACE, 10)
+    multipliers = TikhonovFilter(0.5)(VALUES, TRACE, 10)
     np.testing.assert_allclose(multipliers / t, 1 / (t + 0.05), rtol=1e-6)
 
 
 def test_no_ridge_keeps_everything_and_zero_stays_zero():
-    for family in (Ridge, Tikhonov):
+    for family in (Ridge, TikhonovFilter):
         np.testing.assert_array_equal(family(0.0)(jnp.array([1.0, 0.0]), TRACE, 10), [1, 0])
 
 
 def test_filters_multiply():
-    both = Cutoff(3) * Tikhonov(0.5) * Ridge(0.25)
+    both = Cutoff(3) * TikhonovFilter(0.5) * Ridge(0.25)
     expected = (
         Cutoff(3)(VALUES, TRACE, 10)
-        * Tikhonov(0.5)(VALUES, TRACE, 10)
+        * TikhonovFilter(0.5)(VALUES, TRACE, 10)
         * Ridge(0.25)(VALUES, TRACE, 10)
     )
     np.testing.assert_allclose(both(VALUES, TRACE, 10), expected)
@@ -59,7 +59,7 @@ def test_filters_multiply():
         (lambda: Cutoff(explained=1.5), r"`explained` must be in \(0, 1\]; got 1.5"),
         (lambda: Cutoff(explained=float("nan")), r"`explained` must be in \(0, 1\]; got nan"),
         (lambda: Ridge(-1.0), r"`ridge` must be non-negative; got -1.0"),
-        (lambda: Tikhonov(float("nan")), r"`ridge` must be non-negative; got nan"),
+        (lambda: TikhonovFilter(float("nan")), r"`ridge` must be non-negative; got nan"),
     ],
 )
 def test_errors_name_argument_rule_and_value(make, message):

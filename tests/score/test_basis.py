@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from implicitppl.kernels import RBF, InverseMultiquadric
-from implicitppl.score._basis import full_basis, landmark_basis, stein_targets
+from implicitppl.score._spectral.basis import full_basis, landmark_basis, stein_targets
 
 M, D = 40, 3
 compiled_landmark_basis: Any = eqx.filter_jit(landmark_basis)
@@ -78,7 +78,7 @@ def test_blocks_change_nothing(points, monkeypatch):
 
     whole = both()
     monkeypatch.setattr(
-        "implicitppl.score._basis._BLOCK", 12 * 9
+        "implicitppl.score._spectral.basis._BLOCK", 12 * 9
     )  # 9 rows: the last block is short
     for a, b in zip(whole, both(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from implicitppl.kernels import RBF, InverseMultiquadric
-from implicitppl.linalg import RelativeRidge
 from implicitppl.score import (
     KEF,
     SSGE,
     Gaussian,
     KernelEstimator,
+    RelativeRidge,
     Stein,
     Tikhonov,
     matching_loss,

@@ -114,7 +114,7 @@ def test_blocks_give_what_the_whole_gives(estimator, monkeypatch):
     x = jnp.asarray(_samples(num=50))
     whole = estimator.fit(x)(x[:5])
     for name, value in (("KEPT", 1), ("_BLOCK", 350)):  # blocks of seven rows
-        monkeypatch.setattr(f"implicitppl.score._tikhonov.{name}", value)
+        monkeypatch.setattr(f"implicitppl.score._spectral.conjugate_gradients.{name}", value)
     monkeypatch.setattr("implicitppl.score._kef.KEPT", 1)
     jax.clear_caches()
     np.testing.assert_allclose(estimator.fit(x)(x[:5]), whole, rtol=1e-7, atol=1e-9)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from implicitppl.score._normality import _BEGIN, _CERTAIN, not_gaussian
+from implicitppl.score._selection.normality import _BEGIN, _CERTAIN, not_gaussian
 
 NUM = 100
 _compiled = jax.jit(jax.vmap(not_gaussian))

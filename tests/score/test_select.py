@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from implicitppl.kernels import RBF, InverseMultiquadric
-from implicitppl.linalg import RelativeRidge
-from implicitppl.score import Gaussian, KernelEstimator, matching_loss, select
-from implicitppl.score._held_out import Folds, _mean_and_error
-from implicitppl.score._prepared import equally_weighted
-from implicitppl.score._problem import make_folds
+from implicitppl.score import Gaussian, KernelEstimator, RelativeRidge, matching_loss, select
+from implicitppl.score._selection.folds import make_folds
+from implicitppl.score._selection.held_out import Folds, _mean_and_error
+from implicitppl.score._selection.prepared import equally_weighted
 from tests.helpers import assert_compiles_once
 
 M, D = 60, 2

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from implicitppl.kernels import RBF, InverseMultiquadric, Matern32, median_lengthscale
-from implicitppl.linalg import Cutoff, Ridge
-from implicitppl.score import SSGE, matching_loss
+from implicitppl.score import SSGE, Cutoff, Ridge, matching_loss
 
 M, D = 40, 3
 

@@ -5,8 +5,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from implicitppl.kernels import RBF, InverseMultiquadric
-from implicitppl.linalg import Tikhonov
-from implicitppl.score import KernelEstimator, Stein
+from implicitppl.score import KernelEstimator, Stein, TikhonovFilter
 
 
 def _samples(seed: int = 0, num: int = 25) -> np.ndarray:
@@ -54,7 +53,7 @@ def test_elsewhere_it_is_the_tikhonov_extension():
 
 def test_it_is_the_spectral_fit_with_the_tikhonov_filter():
     x = jnp.asarray(_samples(), jnp.float32)
-    general = KernelEstimator(Tikhonov(0.3), RBF, reference="gaussian").fit(x)
+    general = KernelEstimator(TikhonovFilter(0.3), RBF, reference="gaussian").fit(x)
     special = Stein(ridge=0.3, reference="gaussian").fit(x)
     np.testing.assert_array_equal(general(x), special(x))
     assert special.info.estimator == "Stein"

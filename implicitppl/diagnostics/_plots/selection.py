@@ -46,7 +46,7 @@ def plot_selection(fitted: FittedScore, *, title: str | None = None) -> Any:
             f"`fitted` has no candidates to show: {info.num_samples} samples are too few to hold "
             "any out."
         )
-    from implicitppl.score._grid import KERNELS, REFERENCES
+    from implicitppl.score._selection.grid import KERNELS, REFERENCES
 
     criterion = np.asarray(info.all_gains + info.num_errors * info.all_errors)
     grid, filters = np.asarray(info.grid), np.asarray(info.filters)

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitppl.infer.functional import Moments, gaussian_kl, sample_moments
-from implicitppl.infer.functional._gaussian import masked
+from implicitppl.divergences._gaussian import Moments, gaussian_kl, masked, sample_moments
 from implicitppl.kernels import RBF, Matern12
 from implicitppl.processes import FeatureProcess, RandomFeatures
 

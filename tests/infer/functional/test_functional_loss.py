@@ -13,17 +13,16 @@ import pytest
 from numpyro.contrib.module import eqx_module
 from numpyro.infer import SVI
 
-from implicitppl.infer import (
+from implicitppl.divergences import (
     DataNoise,
-    FunctionalELBO,
     GaussianKL,
     HeldInputs,
     RegularizedKL,
     ScoreKL,
     UniformBox,
-    function_posterior,
 )
-from implicitppl.infer.functional._particles import Call, run_particles
+from implicitppl.infer import FunctionalELBO, function_posterior
+from implicitppl.infer._functional.particles import Call, run_particles
 from implicitppl.kernels import RBF, Constant, Linear
 from implicitppl.processes import (
     BayesianNetwork,

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitppl.infer import DataNoise, HeldInputs, UniformBox
-from implicitppl.infer.functional._measurement import measurement_points
+from implicitppl.divergences import DataNoise, HeldInputs, UniformBox
+from implicitppl.divergences._measurement import measurement_points
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(50, 2)) * [1.0, 10.0])
 KEY = jax.random.key(1)

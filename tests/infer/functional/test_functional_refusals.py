@@ -10,7 +10,8 @@ from numpyro.distributions.transforms import AffineTransform
 from numpyro.infer import SVI
 
 from implicitppl.distributions import Implicit
-from implicitppl.infer import FunctionalELBO, GaussianKL
+from implicitppl.divergences import GaussianKL
+from implicitppl.infer import FunctionalELBO
 from implicitppl.kernels import RBF
 from implicitppl.processes import BayesianNetwork, GaussianProcess, ImplicitProcess
 from implicitppl.score import SSGE

@@ -12,19 +12,12 @@ import pytest
 from numpyro.contrib.module import eqx_module
 from scipy import stats
 
-from implicitppl.infer import (
-    DataNoise,
-    FunctionalELBO,
-    FunctionSamples,
-    GaussianKL,
-    HeldInputs,
-    RegularizedKL,
-    function_posterior,
-    predict,
-)
-from implicitppl.infer.functional._divergence import make_pair
-from implicitppl.infer.functional._gaussian import Moments, gaussian_kl, sample_moments
-from implicitppl.infer.functional._report import drawn_prior, overstatement
+from implicitppl.divergences import DataNoise, GaussianKL, HeldInputs, RegularizedKL
+from implicitppl.divergences._divergence import make_pair
+from implicitppl.divergences._gaussian import Moments, gaussian_kl, sample_moments
+from implicitppl.divergences._growth import overstatement
+from implicitppl.infer import FunctionalELBO, FunctionSamples, function_posterior, predict
+from implicitppl.infer._functional.report import drawn_prior
 from implicitppl.kernels import RBF, Matern12
 from implicitppl.processes import BayesianNetwork, GaussianProcess, LinearizedNetwork
 

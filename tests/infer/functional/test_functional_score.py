@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitppl.infer import GaussianKL, GridKL, RegularizedKL, ScoreKL
-from implicitppl.infer._elbo import default_estimator
-from implicitppl.infer.functional import Moments, Pair, gaussian_kl, sample_moments
-from implicitppl.infer.functional._score import non_affine
+from implicitppl.divergences import GaussianKL, GridKL, RegularizedKL, ScoreKL
+from implicitppl.divergences._divergence import Pair
+from implicitppl.divergences._gaussian import Moments, gaussian_kl, sample_moments
+from implicitppl.divergences._score import non_affine
 from implicitppl.kernels import RBF
 from implicitppl.score import SSGE
+from implicitppl.score._in_sample import default_estimator
 
 NUM_POINTS, NUM_PARTICLES, NOISE = 25, 500, 0.01
 KEY = jax.random.key(1)

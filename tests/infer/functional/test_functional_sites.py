@@ -8,8 +8,9 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.handlers import scale
 
-from implicitppl.infer import FunctionalELBO, GaussianKL, HeldInputs
-from implicitppl.infer.functional._divergence import make_pair
+from implicitppl.divergences import GaussianKL, HeldInputs
+from implicitppl.divergences._divergence import make_pair
+from implicitppl.infer import FunctionalELBO
 from implicitppl.kernels import RBF
 from implicitppl.processes import BayesianNetwork, FeatureProcess, GaussianProcess, function
 

@@ -9,14 +9,8 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from implicitppl.infer import (
-    FunctionalELBO,
-    GaussianKL,
-    GridKL,
-    HeldInputs,
-    RegularizedKL,
-    batch_weight,
-)
+from implicitppl.divergences import GaussianKL, GridKL, HeldInputs, RegularizedKL, batch_weight
+from implicitppl.infer import FunctionalELBO
 from implicitppl.kernels import RBF, Linear
 from implicitppl.processes import GaussianProcess, ImplicitProcess, stack
 

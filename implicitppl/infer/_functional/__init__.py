@@ -1,0 +1,1 @@
+"""The functional ELBO, and what follows training."""

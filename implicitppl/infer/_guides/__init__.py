@@ -1,0 +1,1 @@
+"""Implicit guides, their loss, and `fit`."""

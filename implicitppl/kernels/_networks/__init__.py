@@ -1,0 +1,1 @@
+"""Neural kernel networks, and the formulas that they are read back as."""

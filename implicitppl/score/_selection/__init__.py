@@ -1,0 +1,1 @@
+"""`select`: candidates judged on held-out samples, then stacked."""

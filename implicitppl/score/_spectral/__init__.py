@@ -1,0 +1,1 @@
+"""Estimators that are a kernel and a spectral filter."""
