@@ -132,7 +132,7 @@ def distances(key: jax.Array, posterior: jax.Array, draws: jax.Array) -> jax.Arr
         cell = jax.random.choice(key, p.size, (NUM_DRAWS,), p=p.ravel())
         corner = jnp.stack([GRID[cell // len(GRID)], GRID[cell % len(GRID)]], axis=-1)
         truth = corner + STEP * (jax.random.uniform(key, corner.shape) - 0.5)
-        return ip.diagnostics.energy_distance(truth, z)
+        return ip.metrics.energy_distance(truth, z)
 
     keys = jax.random.split(key, len(posterior))
     return jax.lax.map(one, (keys, posterior, jnp.moveaxis(draws, 1, 0)))

@@ -12,6 +12,7 @@ from implicitppl import (
     infer,
     kernels,
     linalg,
+    metrics,
     processes,
     score,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "infer",
     "kernels",
     "linalg",
+    "metrics",
     "processes",
     "score",
 ]

@@ -7,14 +7,8 @@ are imported when a function that needs them is called.
 """
 
 from implicitppl.diagnostics._arviz.containers import to_arviz
-from implicitppl.diagnostics._distances import energy_distance, sliced_wasserstein
 from implicitppl.diagnostics._guide_draws import GuideDraws, Target, guide_draws, posterior_target
-from implicitppl.diagnostics._guide_report.compare import (
-    Comparison,
-    MarginalDifferences,
-    compare,
-    marginal_differences,
-)
+from implicitppl.diagnostics._guide_report.compare import Comparison, compare
 from implicitppl.diagnostics._guide_report.report import Report, Row, report
 from implicitppl.diagnostics._plots.guides import plot_forest, plot_loss, plot_pair
 from implicitppl.diagnostics._plots.selection import plot_selection
@@ -46,7 +40,6 @@ __all__ = [
     "Comparison",
     "GuideDraws",
     "KSDResult",
-    "MarginalDifferences",
     "NutsDrift",
     "ParetoSmoothed",
     "Report",
@@ -58,11 +51,9 @@ __all__ = [
     "Target",
     "calibration",
     "compare",
-    "energy_distance",
     "guide_draws",
     "k_hat_limit",
     "kernel_stein_discrepancy",
-    "marginal_differences",
     "nuts_drift",
     "pareto_smooth",
     "plot_forest",
@@ -75,7 +66,6 @@ __all__ = [
     "restart_spread",
     "run_limit",
     "score_slope",
-    "sliced_wasserstein",
     "stein_slopes",
     "surrogate_checks",
     "surrogate_report",

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from implicitppl._core.checks import check_positive
 from implicitppl.divergences._gaussian import Moments, gaussian_kl, masked, sample_moments
-from implicitppl.linalg import check_positive
 from implicitppl.processes import AbstractGaussianProcess, MultiOutput, Process
 
 MIN_PRIOR_DRAWS, PRIOR_DRAWS_PER_POINT = 1000, 10

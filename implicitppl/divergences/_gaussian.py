@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from implicitppl.linalg import inverse_from_factor, safe_cholesky
+from implicitppl._core.cholesky import safe_cholesky
+from implicitppl.linalg import inverse_from_factor
 
 
 class Moments(NamedTuple):

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from implicitppl.linalg import check_non_negative, check_positive
-from implicitppl.processes import as_points
+from implicitppl._core.checks import check_non_negative, check_positive
+from implicitppl._core.points import as_points
 
 HALF = 0.5
 

@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from implicitppl._core.checks import check_positive
 from implicitppl.divergences._divergence import NoisyDivergence, Pair
 from implicitppl.divergences._gaussian import gaussian_kl
 from implicitppl.kernels import InverseMultiquadric
-from implicitppl.linalg import check_positive
 from implicitppl.score import SSGE, Stein, entropy_surrogate
 from implicitppl.score._contract import Estimator
 from implicitppl.score._in_sample import default_estimator

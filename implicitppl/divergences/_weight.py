@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from implicitppl._core.checks import check_positive
+from implicitppl._core.points import as_points
 from implicitppl.divergences._divergence import (
     Divergence,
     GaussianKL,
@@ -14,8 +16,7 @@ from implicitppl.divergences._divergence import (
     exact_moments,
 )
 from implicitppl.divergences._measurement import DataNoise, Measurement, measurement_points
-from implicitppl.linalg import check_positive
-from implicitppl.processes import Process, as_points
+from implicitppl.processes import Process
 
 DEFAULT_MEASUREMENT = DataNoise(32)
 

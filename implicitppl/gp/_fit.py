@@ -19,8 +19,8 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
+from implicitppl._core.checks import check_non_negative, check_positive
 from implicitppl.kernels import as_arrays, constrain, parameters, unconstrain
-from implicitppl.linalg import check_non_negative, check_positive
 
 
 @runtime_checkable

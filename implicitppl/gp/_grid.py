@@ -30,9 +30,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from implicitppl._core.checks import check_finite, check_positive
+from implicitppl._core.cholesky import safe_cholesky
+from implicitppl._core.points import as_points
 from implicitppl.kernels import Kernel, as_arrays
-from implicitppl.linalg import check_positive, safe_cholesky
-from implicitppl.processes import Mean, as_mean, as_points, check_finite
+from implicitppl.processes import Mean, as_mean
 
 # The sizes of the axes differ, so that their shapes have no common name.
 Axes = tuple[Array, ...]

@@ -26,20 +26,11 @@ from jax.scipy.linalg import cho_solve
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from implicitppl._core.checks import check_positive
+from implicitppl._core.points import as_noise_variance, as_points, check_points
 from implicitppl.gp._nugget import nugget
-from implicitppl.linalg import (
-    check_positive,
-    conjugate_gradients,
-    log_of_tridiagonal,
-    pivoted_cholesky,
-)
-from implicitppl.processes import (
-    AbstractGaussianProcess,
-    GaussianProcess,
-    as_noise_variance,
-    as_points,
-    check_points,
-)
+from implicitppl.linalg import conjugate_gradients, log_of_tridiagonal, pivoted_cholesky
+from implicitppl.processes import AbstractGaussianProcess, GaussianProcess
 
 UNSOLVED = 1e-2
 """Relative residual above which an evidence is not given."""

@@ -27,16 +27,12 @@ from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
+from implicitppl._core.checks import check_positive
+from implicitppl._core.cholesky import safe_cholesky
+from implicitppl._core.points import as_noise_variance, as_points, check_points
 from implicitppl.gp._nugget import nugget
 from implicitppl.kernels import real
-from implicitppl.linalg import check_positive, safe_cholesky
-from implicitppl.processes import (
-    AbstractGaussianProcess,
-    GaussianProcess,
-    as_noise_variance,
-    as_points,
-    check_points,
-)
+from implicitppl.processes import AbstractGaussianProcess, GaussianProcess
 
 
 class SparseGaussianProcess(eqx.Module):

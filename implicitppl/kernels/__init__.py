@@ -20,6 +20,7 @@ from implicitppl.kernels._parameters import Parameter, as_arrays, constrain, par
 from implicitppl.kernels._periodic import Cosine, Periodic
 from implicitppl.kernels._radial import RBF, InverseMultiquadric, Radial, RationalQuadratic
 from implicitppl.kernels._spectral import SpectralMixture
+from implicitppl.kernels._terms import additive_terms
 from implicitppl.kernels._wave import PlaneWave
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "Sum",
     "Term",
     "White",
+    "additive_terms",
     "as_arrays",
     "constrain",
     "median_lengthscale",

@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from implicitppl._core.checks import check_non_negative, check_positive
 from implicitppl.kernels._base import Kernel
 from implicitppl.kernels._distances import squared_distances
 from implicitppl.kernels._fields import positive
 from implicitppl.kernels._values import PerCoordinate, Scalar, per_coordinate, scalar
-from implicitppl.linalg import check_non_negative, check_positive
 
 
 def _root(t: Array) -> Array:

@@ -7,10 +7,10 @@ White:     gram(X) = v I               independent noise at every row
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from implicitppl._core.checks import check_positive
 from implicitppl.kernels._base import Kernel
 from implicitppl.kernels._fields import positive
 from implicitppl.kernels._values import Scalar, scalar
-from implicitppl.linalg import check_positive
 
 
 class Constant(Kernel):

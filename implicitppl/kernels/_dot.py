@@ -11,10 +11,10 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from implicitppl._core.checks import check_non_negative, check_positive
 from implicitppl.kernels._base import Kernel
 from implicitppl.kernels._fields import positive
 from implicitppl.kernels._values import PerCoordinate, Scalar, per_coordinate, scalar
-from implicitppl.linalg import check_non_negative, check_positive
 
 
 def _inner(variance: PerCoordinate, x: Array, y: Array) -> Array:

@@ -18,13 +18,13 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from implicitppl._core.checks import check_positive
 from implicitppl.kernels._base import Kernel
 from implicitppl.kernels._distances import squared_distances
 from implicitppl.kernels._fields import positive
 from implicitppl.kernels._networks.periodogram import spans, strongest_frequencies
 from implicitppl.kernels._networks.tiles import rectangular_in_tiles, symmetric_in_tiles
 from implicitppl.kernels._periodic import centre_of, circle
-from implicitppl.linalg import check_positive
 
 
 class SpectralMixture(Kernel):

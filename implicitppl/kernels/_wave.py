@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
+from implicitppl._core.checks import check_positive
 from implicitppl.kernels._base import Kernel
 from implicitppl.kernels._fields import positive, real
 from implicitppl.kernels._periodic import centre_of, circle
 from implicitppl.kernels._values import PerCoordinate, Scalar, per_coordinate, scalar
-from implicitppl.linalg import check_positive
 
 
 class PlaneWave(Kernel):

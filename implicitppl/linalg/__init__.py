@@ -4,8 +4,6 @@ Nothing here knows about samples, kernels or scores; every function runs under `
 """
 
 from implicitppl.linalg._cg import Solution, conjugate_gradients, log_of_tridiagonal
-from implicitppl.linalg._checks import check_non_negative, check_positive
-from implicitppl.linalg._cholesky import SafeCholesky, safe_cholesky
 from implicitppl.linalg._eigen import Eigenpairs, is_full, top_eigenpairs
 from implicitppl.linalg._inverse import Inverse, small_inverse
 from implicitppl.linalg._normal import normal_log_density
@@ -15,17 +13,13 @@ from implicitppl.linalg._triangular import inverse_from_factor
 __all__ = [
     "Eigenpairs",
     "Inverse",
-    "SafeCholesky",
     "Solution",
-    "check_non_negative",
-    "check_positive",
     "conjugate_gradients",
     "inverse_from_factor",
     "is_full",
     "log_of_tridiagonal",
     "normal_log_density",
     "pivoted_cholesky",
-    "safe_cholesky",
     "small_inverse",
     "top_eigenpairs",
 ]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
-from implicitppl.linalg._cholesky import safe_cholesky
+from implicitppl._core.cholesky import safe_cholesky
 from implicitppl.linalg._triangular import inverse_from_factor
 
 

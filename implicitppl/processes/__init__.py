@@ -26,14 +26,7 @@ from implicitppl.processes._piecewise import (
     PiecewiseLinear,
     RandomPeriodic,
 )
-from implicitppl.processes._points import (
-    as_noise_variance,
-    as_points,
-    check_finite,
-    check_points,
-)
 from implicitppl.processes._random_features import RandomFeatures
-from implicitppl.processes._terms import additive_terms
 from implicitppl.processes._values import GaussianProcessValues
 from implicitppl.processes._whiten import WhitenReparam
 
@@ -67,13 +60,8 @@ __all__ = [
     "StackedValues",
     "SumProcess",
     "WhitenReparam",
-    "additive_terms",
     "as_mean",
-    "as_noise_variance",
-    "as_points",
     "check_coherent",
-    "check_finite",
-    "check_points",
     "from_model",
     "function",
     "stack",

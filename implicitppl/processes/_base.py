@@ -15,9 +15,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import Distribution
 
+from implicitppl._core.points import as_noise_variance, as_observed, as_points
 from implicitppl.processes._function_values import FunctionValues
 from implicitppl.processes._gaussian_draws import GaussianDraws
-from implicitppl.processes._points import as_noise_variance, as_observed, as_points
 from implicitppl.processes._values import GaussianProcessValues
 
 

@@ -11,10 +11,10 @@ from jax.scipy.linalg import cho_solve, solve_triangular
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from implicitppl.linalg import safe_cholesky
+from implicitppl._core.cholesky import safe_cholesky
+from implicitppl._core.points import as_points
 from implicitppl.processes._base import AbstractGaussianProcess
 from implicitppl.processes._gaussian_process import GaussianProcess
-from implicitppl.processes._points import as_points
 
 
 class Conditioned(AbstractGaussianProcess):

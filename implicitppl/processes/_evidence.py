@@ -11,17 +11,17 @@ shapes stay what they are, so that data may be padded. New observations extend L
 at O(N^2) for each of them.
 """
 
-import math
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float
 
+from implicitppl._core.cholesky import safe_cholesky
 from implicitppl.kernels import Kernel
-from implicitppl.linalg import inverse_from_factor, safe_cholesky
+from implicitppl.linalg import inverse_from_factor
+from implicitppl.linalg._extended import extend_factor, with_noise
 from implicitppl.processes._mean import Mean
 
 
@@ -58,19 +58,6 @@ class Evidence(eqx.Module):
     def cross(self, kernel: Kernel, x: Float[Array, "M D"]) -> Float[Array, "N M"]:
         """Return the covariance of the outputs with a function of `kernel` at new points."""
         return self.present[:, None] * kernel.gram(self.x, x)
-
-
-def with_noise(
-    covariance: Float[Array, "N N"],
-    noise_variance: Float[Array, " N"],
-    observed: Bool[Array, " N"] | None,
-) -> Float[Array, "N N"]:
-    """Return C, with rows and columns of the identity where outputs are missing."""
-    if observed is None:
-        return covariance + jnp.diag(noise_variance)
-    both = observed[:, None] & observed[None, :]
-    diagonal = jnp.where(observed, noise_variance, 1)
-    return jnp.where(both, covariance, 0) + jnp.diag(diagonal)
 
 
 @eqx.filter_jit
@@ -118,24 +105,6 @@ def extend(
         _solve(factor, residual),
         jnp.maximum(jitter, old.jitter),
     )
-
-
-def extend_factor(
-    factor: Float[Array, "N N"], cross: Float[Array, "N M"], corner: Float[Array, "M M"]
-) -> tuple[Float[Array, "N+M N+M"], Float[Array, ""]]:
-    """Return the factor of [[L L', cross], [cross', corner]], and the jitter that it took.
-
-    What is factorised, corner - B' B, may be rounding alone (points seen before, a kernel of low
-    rank): the jitter is relative to the corner, whose rounding it is. Where all variances are 0,
-    it is the root of the smallest number, so that a known value has a factor too.
-    """
-    side = solve_triangular(factor, cross, lower=True)
-    variance = jnp.mean(jnp.diagonal(corner))
-    unit = jnp.where(variance > 0, variance, math.sqrt(jnp.finfo(corner.dtype).tiny))
-    rest = corner - jnp.matmul(side.T, side, precision="highest")
-    block, jitter, _ = safe_cholesky(rest, unit=unit)
-    top = jnp.concatenate([factor, jnp.zeros_like(side)], axis=1)
-    return jnp.concatenate([top, jnp.concatenate([side.T, block], axis=1)]), jitter
 
 
 def left_out(evidence: Evidence) -> tuple[Float[Array, " N"], Float[Array, " N"]]:

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from implicitppl._core.checks import check_finite
+from implicitppl._core.points import as_points
 from implicitppl.processes._base import AbstractGaussianProcess
 from implicitppl.processes._parametric import Function, FunctionDraws
-from implicitppl.processes._points import as_points, check_finite
 
 
 class FeatureProcess(AbstractGaussianProcess):

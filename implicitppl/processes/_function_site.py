@@ -17,9 +17,9 @@ import numpyro
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from implicitppl._core.points import as_points
 from implicitppl.processes._base import AbstractGaussianProcess, Process
 from implicitppl.processes._conditioned import given_values
-from implicitppl.processes._points import as_points
 
 
 class SharedFunction:

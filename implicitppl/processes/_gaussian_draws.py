@@ -19,8 +19,8 @@ from jax.extend.core import get_opaque_trace_state
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from implicitppl.processes._evidence import extend_factor, with_noise
-from implicitppl.processes._points import as_points
+from implicitppl._core.points import as_points
+from implicitppl.linalg._extended import extend_factor, with_noise
 
 
 class _Memory(NamedTuple):

@@ -20,16 +20,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 from numpyro.distributions import Normal
 
+from implicitppl._core.points import as_noise_variance, as_points, check_points
 from implicitppl.kernels import Kernel, as_arrays
+from implicitppl.kernels._terms import additive_terms
 from implicitppl.processes._base import AbstractGaussianProcess, Process
 from implicitppl.processes._evidence import Evidence, check_factor, extend, gather, left_out
 from implicitppl.processes._mean import Mean, ZeroMean, add_means, as_mean, scale_mean
-from implicitppl.processes._points import (
-    as_noise_variance,
-    as_points,
-    check_points,
-)
-from implicitppl.processes._terms import additive_terms
 
 
 class GaussianProcess(AbstractGaussianProcess):

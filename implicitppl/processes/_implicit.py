@@ -16,9 +16,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from implicitppl._core.points import as_points
 from implicitppl.processes._base import Process
 from implicitppl.processes._parametric import Function, ParametricProcess
-from implicitppl.processes._points import as_points
 
 
 class ImplicitProcess(ParametricProcess):

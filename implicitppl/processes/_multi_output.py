@@ -17,10 +17,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import Distribution, constraints
 
+from implicitppl._core.points import as_points
 from implicitppl.distributions import OrderedDistribution, split_callable
 from implicitppl.processes._base import AbstractGaussianProcess, Process
 from implicitppl.processes._function_values import FunctionValues
-from implicitppl.processes._points import as_points
 
 Shape = tuple[int, ...]
 

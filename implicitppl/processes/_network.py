@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from implicitppl.linalg import check_positive
+from implicitppl._core.checks import check_count, check_positive
+from implicitppl._core.points import check_width
 from implicitppl.processes._parametric import Function, ParametricProcess
-from implicitppl.processes._points import check_count, check_width
 
 Activation = Callable[[Array], Array]
 Weights = list[tuple[Array, Array]]

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, PRNGKeyArray
 
+from implicitppl._core.points import as_points
 from implicitppl.processes._base import Process
 from implicitppl.processes._function_values import FunctionValues
-from implicitppl.processes._points import as_points
 
 Function = Callable[[Array], Array]
 

@@ -20,9 +20,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from implicitppl.linalg import check_positive
+from implicitppl._core.checks import check_positive
+from implicitppl._core.points import check_width
 from implicitppl.processes._parametric import Function, ParametricProcess
-from implicitppl.processes._points import check_width
 
 TRUNCATED = 1e-6
 """Probability of more knots than there is room for; they count as the most that there is."""

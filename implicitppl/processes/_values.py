@@ -16,9 +16,10 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from numpyro.distributions import constraints
 from numpyro.util import is_prng_key
 
+from implicitppl._core.cholesky import SafeCholesky, safe_cholesky
 from implicitppl.distributions import OrderedDistribution, split_callable
-from implicitppl.linalg import SafeCholesky, normal_log_density, safe_cholesky
-from implicitppl.processes._evidence import with_noise
+from implicitppl.linalg import normal_log_density
+from implicitppl.linalg._extended import with_noise
 
 Shape = tuple[int, ...]
 

@@ -11,11 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-
-def as_floating(value: ArrayLike) -> Array:
-    """Return an array of a floating dtype: that of `value` if it has one, else the default."""
-    array = jnp.asarray(value)
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
+from implicitppl._core.checks import as_floating
 
 
 def check_samples(samples: ArrayLike, *, min_samples: int = 2) -> Float[Array, "M D"]:
@@ -77,17 +73,6 @@ def join_covariates(
     if not isinstance(array, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(array))):
         raise ValueError("`covariates` must be finite; got NaN or infinity.")
     return jnp.concatenate([array, samples], axis=1), array.shape[1]
-
-
-def check_key(key: Array) -> None:
-    """Raise unless `key` is one JAX random key, of the new kind or the old."""
-    array = jnp.asarray(key)
-    typed = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
-    if array.ndim != (0 if typed else 1):
-        raise ValueError(
-            "`key` must be one random key, such as jax.random.key(0); got "
-            f"{array.dtype} of shape {array.shape}."
-        )
 
 
 def or_equal(weights: Array | None, samples: Float[Array, "M D"]) -> Float[Array, " M"]:

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from implicitppl._core.frames import Coordinates
 from implicitppl.kernels import Radial, squared_distances
-from implicitppl.score._metric import Coordinates
 
 
 class Profile(NamedTuple):

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from implicitppl._core.moments import moments
 from implicitppl.score._checks import check_weighted, join_covariates, or_equal
 from implicitppl.score._fitted import FittedScore, fit_info
-from implicitppl.score._moments import moments
 from implicitppl.score._reference import gaussian_reference
 
 

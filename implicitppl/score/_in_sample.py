@@ -34,15 +34,11 @@ from jax.scipy.special import digamma
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from implicitppl._core.checks import as_floating
+from implicitppl._core.moments import moments, scaled_cholesky, shrinkage_amount, shrunk_covariance
 from implicitppl.kernels import InverseMultiquadric
-from implicitppl.score._checks import as_floating, or_equal
+from implicitppl.score._checks import or_equal
 from implicitppl.score._fitted import FittedScore
-from implicitppl.score._moments import (
-    moments,
-    scaled_cholesky,
-    shrinkage_amount,
-    shrunk_covariance,
-)
 from implicitppl.score._spectral.family import SSGE
 
 

@@ -20,13 +20,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from implicitppl._core.checks import check_positive
+from implicitppl._core.frames import check_metric, coordinates
+from implicitppl._core.moments import moments
 from implicitppl.kernels import RBF, Matern12, Matern32, Matern52, Radial, median_lengthscale
-from implicitppl.linalg import check_positive
 from implicitppl.score._checks import check_weighted, or_equal
 from implicitppl.score._curl_free import CurlFreeExpansion, apply, mean_divergence, profile
 from implicitppl.score._fitted import FittedScore, fit_info
-from implicitppl.score._metric import check_metric, coordinates
-from implicitppl.score._moments import moments
 from implicitppl.score._reference import ReferenceLike, as_reference, fit_reference, reference_name
 from implicitppl.score._spectral.conjugate_gradients import KEPT, in_blocks, solve_tikhonov
 

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from implicitppl.linalg import check_non_negative, check_positive
+from implicitppl._core.checks import check_non_negative, check_positive
+from implicitppl._core.frames import coordinates
+from implicitppl._core.moments import moments
 from implicitppl.score._checks import check_weighted, check_weights, or_equal
 from implicitppl.score._fitted import FittedScore, fit_info
-from implicitppl.score._metric import coordinates
-from implicitppl.score._moments import moments
 from implicitppl.score._reference import Reference
 
 

@@ -26,10 +26,10 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from implicitppl.linalg import check_positive
-from implicitppl.score._checks import check_key, check_weighted, join_covariates
+from implicitppl._core.checks import check_key, check_positive
+from implicitppl._core.frames import check_metric
+from implicitppl.score._checks import check_weighted, join_covariates
 from implicitppl.score._fitted import FittedScore
-from implicitppl.score._metric import check_metric
 from implicitppl.score._network_fit import fit_network
 from implicitppl.score._reference import ReferenceLike, as_reference
 

@@ -12,10 +12,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from implicitppl._core.frames import Coordinates, coordinates
+from implicitppl._core.moments import moments
 from implicitppl.score._checks import or_equal
 from implicitppl.score._fitted import FittedScore
-from implicitppl.score._metric import Coordinates, coordinates
-from implicitppl.score._moments import moments
 from implicitppl.score._reference import Reference, fit_reference, reference_name
 
 # Held-out samples, each judged with so many random directions.

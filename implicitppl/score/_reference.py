@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
 
-from implicitppl.score._moments import Moments, scaled_cholesky, shrinkage_amount, shrunk_covariance
+from implicitppl._core.moments import Moments, scaled_cholesky, shrinkage_amount, shrunk_covariance
 
 ReferenceLike = str | Callable[..., Array] | None
 

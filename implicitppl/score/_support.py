@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from implicitppl._core.frames import Coordinates, coordinates
+from implicitppl._core.moments import Moments
 from implicitppl.kernels import squared_distances
-from implicitppl.score._metric import Coordinates, coordinates
-from implicitppl.score._moments import Moments
 
 # Up to twice as many samples all are kept; beyond, this many, and as many others set the radius.
 _CENTRES = 2000

@@ -9,12 +9,8 @@ from jax import random
 from scipy.stats import energy_distance as scipy_energy
 from scipy.stats import wasserstein_distance
 
-from implicitppl.diagnostics import (
-    compare,
-    energy_distance,
-    restart_spread,
-    sliced_wasserstein,
-)
+from implicitppl.diagnostics import compare, restart_spread
+from implicitppl.metrics import energy_distance, sliced_wasserstein
 
 
 def _draws(seed, n=2000, shift=0.0, scale=1.0):

@@ -10,8 +10,8 @@ import numpyro.distributions as dist
 from numpyro.infer import Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
+from implicitppl._train.programs import Captured
 from implicitppl.infer import fit
-from implicitppl.infer._captured import Captured
 
 Y = jnp.array(3.0)
 SCALE = 2.0

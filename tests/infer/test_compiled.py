@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitppl.infer._compiled import Compiled
+from implicitppl._train.programs import Compiled
 
 
 def test_arrays_are_traced_and_the_rest_is_fixed():

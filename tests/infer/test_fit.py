@@ -15,10 +15,10 @@ import pytest
 from numpyro.infer import Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
+from implicitppl._train.schedule import Plan, drift, falls, rate_factor
 from implicitppl.infer import AutoImplicit, ImplicitELBO, fit
 from implicitppl.infer._guides.fit import _runner
 from implicitppl.infer._guides.training import Runner, _subsamples
-from implicitppl.infer._schedule import Plan, drift, falls, rate_factor
 
 KEY = jax.random.key(0)
 LOSS = Trace_ELBO(8)

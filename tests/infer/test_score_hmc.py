@@ -20,12 +20,12 @@ from implicitppl.infer._score_hmc import kinds as _adapt
 from implicitppl.infer._score_hmc.bank import empty_bank, filled
 from implicitppl.infer._score_hmc.chains import Options
 from implicitppl.infer._score_hmc.learners.explore import NUM_WALKERS, _round
+from implicitppl.infer._score_hmc.learners.regression import Coordinates
 from implicitppl.infer._score_hmc.learners.surrogate import Model, Surrogate
 from implicitppl.infer._score_hmc.plan import make_plan
 from implicitppl.infer._score_hmc.problem import WholeProblem
 from implicitppl.infer._score_hmc.step import _adapt as learn_moves
 from implicitppl.infer._score_hmc.warmup import descending
-from implicitppl.score._values import Coordinates
 
 CHAINS, WARMUP, DRAWS = 2, 30, 60  # few evaluations: one size of fit is compiled, not two
 FIELDS = ("accept_prob", "num_evaluations", "bank_size", "surrogate_error", "move", "num_failures")

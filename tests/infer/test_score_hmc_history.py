@@ -16,8 +16,8 @@ import implicitppl as ip
 from implicitppl.infer import ScoreHMC, black_box
 from implicitppl.infer._score_hmc import kinds as _adapt
 from implicitppl.infer._score_hmc.learners.history import Force, make_history
+from implicitppl.infer._score_hmc.learners.regression import Coordinates
 from implicitppl.infer._score_hmc.plan import make_plan
-from implicitppl.score._values import Coordinates
 
 ESTIMATORS = {
     "gaussian": ip.score.Gaussian(),

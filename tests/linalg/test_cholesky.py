@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from implicitppl.linalg import safe_cholesky
+from implicitppl._core.cholesky import safe_cholesky
 
 factorise = jax.jit(safe_cholesky)
 

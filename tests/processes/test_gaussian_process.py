@@ -12,8 +12,8 @@ from scipy.stats import multivariate_normal
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process import kernels as sk
 
-from implicitppl.kernels import RBF, Kernel, Matern32, Matern52, positive
-from implicitppl.processes import GaussianProcess, Process, WhitenReparam, additive_terms
+from implicitppl.kernels import RBF, Kernel, Matern32, Matern52, additive_terms, positive
+from implicitppl.processes import GaussianProcess, Process, WhitenReparam
 
 NOISE = 0.2
 

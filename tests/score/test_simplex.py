@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitppl.score._simplex import minimise_on_simplex, project_on_simplex
+from implicitppl.linalg._simplex import minimise_on_simplex, project_on_simplex
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitppl.score._moments import moments
+from implicitppl._core.moments import moments
 from implicitppl.score._support import Support, nearest_neighbour_support
 
 KEY = jax.random.key(3)

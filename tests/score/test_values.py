@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitppl.score._values import (
+from implicitppl.infer._score_hmc.learners.regression import (
     Coordinates,
     FittedValues,
     coordinates,

@@ -18,6 +18,7 @@ from numpyro import handlers
 from numpyro.infer import MCMC, NUTS, Predictive
 from numpyro.infer.autoguide import AutoGuide
 
+from implicitppl._core.checks import check_count
 from implicitppl.diagnostics._arviz.functions import FunctionDraws, drawn_functions
 from implicitppl.diagnostics._arviz.replay import (
     forget_data,
@@ -30,7 +31,6 @@ from implicitppl.diagnostics._arviz.replay import (
     site_dims,
 )
 from implicitppl.diagnostics._arviz.versions import container, import_arviz
-from implicitppl.diagnostics._checks import at_least
 from implicitppl.diagnostics._guide_draws import params_of
 
 _STAT_NAMES = {
@@ -113,8 +113,8 @@ def to_arviz(
         >>> data["posterior"]["mu"].shape
         (1, 50)
     """
-    at_least("num_samples", num_samples, 1)
-    at_least("batch_size", batch_size, 1)
+    check_count("num_samples", num_samples, 1)
+    check_count("batch_size", batch_size, 1)
     key = random.key(0) if rng_key is None else rng_key
     draw_key, replay_key, prior_key = random.split(key, 3)
     if isinstance(source, FunctionDraws):

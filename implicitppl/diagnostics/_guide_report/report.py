@@ -16,7 +16,7 @@ import numpy as np
 from jax import random
 from jaxtyping import Array
 
-from implicitppl.diagnostics._checks import at_least
+from implicitppl._core.checks import check_count
 from implicitppl.diagnostics._guide_draws import (
     GuideDraws,
     Target,
@@ -161,7 +161,7 @@ def report(
     unknown = sorted(set(checks) - set(CHECKS))
     if unknown:
         raise ValueError(f"`checks` must be among {CHECKS}; got {unknown}.")
-    at_least("num_samples", num_samples, 25)
+    check_count("num_samples", num_samples, 25)
     keys = random.split(rng_key, 6)
     params = params_of(result)
     target = posterior_target(model, model_args, model_kwargs, params=params, rng_key=keys[0])

@@ -29,7 +29,7 @@ from jax import lax, random
 from jaxtyping import Array, Float
 from numpyro.infer import NUTS
 
-from implicitppl.diagnostics._checks import as_matrix, at_least
+from implicitppl._core.checks import as_matrix, check_count
 from implicitppl.diagnostics._whiten import whitening_of
 
 _STEP_GRID = tuple(1.0 * 0.5**i for i in range(9))
@@ -100,8 +100,8 @@ def nuts_drift(
         True
     """
     z = as_matrix("samples", samples, min_rows=8)
-    at_least("num_steps", num_steps, 2)
-    at_least("max_tree_depth", max_tree_depth, 1)
+    check_count("num_steps", num_steps, 2)
+    check_count("max_tree_depth", max_tree_depth, 1)
     density = jax.vmap(log_density)(z)
     bad = int((~np.isfinite(np.asarray(density))).sum())
     if bad:

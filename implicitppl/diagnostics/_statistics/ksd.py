@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax, random
 from jaxtyping import Array, Bool, Float
 
-from implicitppl.diagnostics._checks import as_matrix, at_least, same_shape
+from implicitppl._core.checks import as_matrix, check_count, same_shape
 from implicitppl.diagnostics._whiten import whitening_of
 
 _POWER = -0.5
@@ -167,8 +167,8 @@ def kernel_stein_discrepancy(
     x = as_matrix("samples", samples, min_rows=4)
     s = as_matrix("scores", scores, min_rows=4).astype(x.dtype)
     same_shape("samples", x, "scores", s)
-    at_least("num_bootstrap", num_bootstrap, 1)
-    at_least("block_size", block_size, 1)
+    check_count("num_bootstrap", num_bootstrap, 1)
+    check_count("block_size", block_size, 1)
     if not 0 < flip_probability <= 1:
         raise ValueError(f"`flip_probability` must be in (0, 1]; got {flip_probability}.")
     if whiten:

@@ -19,7 +19,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
-from implicitppl.diagnostics._checks import concrete
+from implicitppl._core.checks import is_known
 
 
 class ParetoSmoothed(NamedTuple):
@@ -65,7 +65,7 @@ def pareto_smooth(log_weights: Float[Array, " S"]) -> ParetoSmoothed:
         raise ValueError(f"`log_weights` must have shape (S,); got {lw.shape}.")
     if lw.shape[0] < 25:
         raise ValueError(f"`log_weights` must have at least 25 entries; got {lw.shape[0]}.")
-    if concrete(lw) and not np.isfinite(np.asarray(lw)).all():
+    if is_known(lw) and not np.isfinite(np.asarray(lw)).all():
         raise ValueError("`log_weights` must be finite; got NaN or infinity.")
     return _smooth(lw)
 

@@ -21,8 +21,8 @@ import numpy as np
 from jax import random
 from jaxtyping import Array
 
-from implicitppl.diagnostics._distances import energy_distance, sliced_wasserstein
 from implicitppl.diagnostics._draws import as_draws, columns
+from implicitppl.metrics._distances import energy_distance, sliced_wasserstein
 
 _ENERGY_ROWS = 1000
 

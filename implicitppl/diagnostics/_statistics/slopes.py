@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from implicitppl.diagnostics._checks import as_matrix, same_shape
+from implicitppl._core.checks import as_matrix, same_shape
 from implicitppl.diagnostics._whiten import whitening_of
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from implicitppl.diagnostics._checks import at_least
+from implicitppl._core.checks import check_count
 from implicitppl.diagnostics._draws import site_labels
 from implicitppl.diagnostics._statistics.mixing import Mixing, mixing
 from implicitppl.diagnostics._surrogate_report.parts import (
@@ -266,7 +266,7 @@ def _columns(draws: Any) -> tuple[list[str], np.ndarray]:
     if len(shapes) != 1 or len(next(iter(shapes))) != 2:
         raise ValueError(f"`draws` must have shapes (C, N, ...); got {sorted(shapes)}.")
     shape = next(iter(shapes))
-    at_least("draws of a chain", shape[1], _MIN_DRAWS)
+    check_count("draws of a chain", shape[1], _MIN_DRAWS)
     labels = [label for k, v in arrays.items() for label in site_labels(k, v.shape[2:])]
     return labels, np.concatenate([v.reshape(*shape, -1) for v in arrays.values()], axis=2)
 

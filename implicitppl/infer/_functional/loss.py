@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 from numpyro.infer import ELBO
 
+from implicitppl._core.checks import check_non_negative
 from implicitppl.divergences._divergence import Divergence, GaussianKL, GridKL, RegularizedKL
 from implicitppl.divergences._growth import growth
 from implicitppl.divergences._measurement import DataNoise, Measurement
@@ -28,7 +29,6 @@ from implicitppl.divergences._score import ScoreKL
 from implicitppl.infer._functional.particles import Call, Step, dependence_named, run_particles
 from implicitppl.infer._functional.report import FunctionalReport, caveats
 from implicitppl.infer._guides.elbo import Params
-from implicitppl.linalg import check_non_negative
 from implicitppl.score._contract import Estimator
 
 ModelLike = Callable[..., Any]

@@ -33,11 +33,11 @@ from numpyro.infer import ELBO
 from numpyro.infer.svi import SVIState
 from tqdm.auto import tqdm
 
-from implicitppl.infer._captured import Captured
-from implicitppl.infer._checkpoint import load_newest, save
+from implicitppl._train.checkpoint import load_newest, save
+from implicitppl._train.programs import Captured
+from implicitppl._train.schedule import Plan
 from implicitppl.infer._guides.gaussian import GaussianFit
 from implicitppl.infer._guides.training import FitState, Runner
-from implicitppl.infer._schedule import Plan
 
 Params = dict[str, Any]
 

@@ -19,11 +19,11 @@ from numpyro.infer import ELBO, SVI
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.svi import SVIState
 
-from implicitppl.infer._compiled import Compiled
+from implicitppl._train.programs import Compiled
+from implicitppl._train.schedule import Plan, drift, falls, rate_factor
 from implicitppl.infer._guides.auto_implicit import AutoImplicit
 from implicitppl.infer._guides.elbo import CHANGE, SURROGATE, ImplicitELBO
 from implicitppl.infer._guides.gaussian import GaussianFit
-from implicitppl.infer._schedule import Plan, drift, falls, rate_factor
 from implicitppl.infer._sites import latent_sites, look_at
 
 Params = dict[str, Any]

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.infer import MCMC
 
-from implicitppl.infer._captured import Captured
+from implicitppl._train.programs import Captured
 from implicitppl.infer._long.blocks import Plan, raw
 
 OPTION = "option"  # of a kernel; some kernels fill in what was left out, so both runs must tell it

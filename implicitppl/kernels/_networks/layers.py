@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
+from implicitppl._core.checks import check_non_negative
 from implicitppl.kernels._fields import positive
-from implicitppl.linalg import check_non_negative
 
 
 class Layer(eqx.Module):

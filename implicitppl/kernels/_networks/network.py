@@ -19,12 +19,12 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
+from implicitppl._core.checks import check_positive
 from implicitppl.kernels._base import ActiveDims, Kernel
 from implicitppl.kernels._networks.formula import Formula, formula_of, polynomial_of
 from implicitppl.kernels._networks.layers import Layer, NonNegativeLinear, ProductLayer
 from implicitppl.kernels._networks.tiles import rectangular_in_tiles, symmetric_in_tiles
 from implicitppl.kernels._parameters import as_arrays
-from implicitppl.linalg import check_positive
 
 
 class NeuralKernelNetwork(Kernel):

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from implicitppl._core.frames import Coordinates
 from implicitppl.score._fitted import FittedScore
-from implicitppl.score._metric import Coordinates
 from implicitppl.score._selection.held_out import Folds
 
 # Points whose Jacobians are in memory at once.

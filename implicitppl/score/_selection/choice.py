@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from implicitppl.linalg._simplex import minimise_on_simplex
 from implicitppl.score._selection.held_out import HeldOut
 from implicitppl.score._selection.info import MIN_SAMPLES
-from implicitppl.score._simplex import minimise_on_simplex
 
 # Kernel estimates in a stack: each costs O(M D) for every query.
 _MEMBERS = 4

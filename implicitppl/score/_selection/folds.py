@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from implicitppl._core.frames import Coordinates
+from implicitppl._core.moments import Moments, moments
 from implicitppl.score._checks import or_equal
-from implicitppl.score._metric import Coordinates
-from implicitppl.score._moments import Moments, moments
 from implicitppl.score._selection.held_out import Folds
 
 # Samples whose span is searched in a fold, where only the choice depends on it.

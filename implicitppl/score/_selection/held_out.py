@@ -28,8 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from implicitppl._core.frames import Coordinates
 from implicitppl.score._checks import or_equal
-from implicitppl.score._metric import Coordinates
 from implicitppl.score._reference import GaussianReference
 from implicitppl.score._selection.grid import (
     Filters,

@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from implicitppl.kernels import median_lengthscale
-from implicitppl.score._checks import or_equal
-from implicitppl.score._metric import Coordinates
-from implicitppl.score._moments import (
+from implicitppl._core.frames import Coordinates
+from implicitppl._core.moments import (
     Moments,
     moments,
     scaled_cholesky,
     shrinkage_amount,
     shrunk_covariance,
 )
+from implicitppl.kernels import median_lengthscale
+from implicitppl.score._checks import or_equal
 from implicitppl.score._reference import GaussianReference, gaussian_reference
 from implicitppl.score._selection.grid import RadialChoice
 from implicitppl.score._spectral.basis import Basis, full_basis, landmark_basis

@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from implicitppl._core.frames import Coordinates
+from implicitppl._core.moments import moments
 from implicitppl.kernels import median_lengthscale
 from implicitppl.score._checks import or_equal
 from implicitppl.score._fitted import FittedScore
-from implicitppl.score._metric import Coordinates
-from implicitppl.score._moments import moments
 from implicitppl.score._reference import GaussianReference
 from implicitppl.score._selection.folds import Problem
 from implicitppl.score._selection.grid import RadialChoice

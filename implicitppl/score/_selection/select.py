@@ -18,12 +18,12 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from implicitppl.linalg import check_non_negative
-from implicitppl.score._checks import check_key, check_weighted, join_covariates, or_equal
+from implicitppl._core.checks import check_key, check_non_negative
+from implicitppl._core.mesh import on_one_device
+from implicitppl._core.moments import moments
+from implicitppl.score._checks import check_weighted, join_covariates, or_equal
 from implicitppl.score._fitted import FittedScore
 from implicitppl.score._gaussian import Gaussian
-from implicitppl.score._mesh import on_one_device
-from implicitppl.score._moments import moments
 from implicitppl.score._selection.brought import (
     candidate_predictions,
     check_candidates,

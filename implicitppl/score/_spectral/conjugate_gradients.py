@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from implicitppl._core.checks import check_positive
+from implicitppl._core.frames import Coordinates
 from implicitppl.kernels import Kernel
-from implicitppl.linalg import check_positive
-from implicitppl.score._metric import Coordinates
 from implicitppl.score._spectral.filters import RelativeRidge
 
 # Kernel values that are kept between steps; beyond, blocks of as many are computed anew.

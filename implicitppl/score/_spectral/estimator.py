@@ -15,12 +15,12 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from implicitppl._core.checks import check_positive
+from implicitppl._core.frames import Coordinates, check_metric, coordinates
+from implicitppl._core.moments import Moments, moments
 from implicitppl.kernels import RBF, Kernel, median_lengthscale
-from implicitppl.linalg import check_positive
 from implicitppl.score._checks import check_weighted, join_covariates, or_equal
 from implicitppl.score._fitted import FittedScore, fit_info
-from implicitppl.score._metric import Coordinates, check_metric, coordinates
-from implicitppl.score._moments import Moments, moments
 from implicitppl.score._reference import (
     ReferenceLike,
     StaticFunction,

@@ -4,8 +4,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from implicitppl._core.frames import Coordinates
 from implicitppl.kernels import Kernel
-from implicitppl.score._metric import Coordinates
 
 
 class Expansion(eqx.Module):

@@ -10,8 +10,8 @@ from typing import Any
 
 from jax.typing import ArrayLike
 
+from implicitppl._core.checks import check_positive
 from implicitppl.kernels import RBF, Kernel, Matern12
-from implicitppl.linalg import check_positive
 from implicitppl.score._reference import ReferenceLike
 from implicitppl.score._spectral.conjugate_gradients import ConjugateGradients
 from implicitppl.score._spectral.estimator import KernelEstimator, KernelFamily

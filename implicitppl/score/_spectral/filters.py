@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from implicitppl.linalg._checks import check_non_negative, check_positive
+from implicitppl._core.checks import check_non_negative, check_positive
 
 
 class SpectralFilter(eqx.Module):

@@ -14,10 +14,10 @@ from jaxtyping import Array, Float
 
 from implicitppl.infer._score_hmc.bank import usual_range
 from implicitppl.infer._score_hmc.kinds import NUM_DESIGN
+from implicitppl.infer._score_hmc.learners.regression import Coordinates, coordinates
 from implicitppl.infer._score_hmc.learners.surrogate import Chosen, Model, Surrogate
 from implicitppl.infer._score_hmc.moves import propose, schedule
 from implicitppl.infer._score_hmc.problem import WHOLE
-from implicitppl.score._values import Coordinates, coordinates
 
 NUM_WALKERS, NUM_ROUNDS, NUM_MOVES = 32, 5, 16
 NUM_CANDIDATES = 512

@@ -23,13 +23,13 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float, Int
 
 import implicitppl.infer._score_hmc.kinds as kinds
+from implicitppl._core.moments import moments, scaled_cholesky, shrinkage_amount, shrunk_covariance
 from implicitppl.infer._score_hmc.bank import Bank, empty_bank, newest_first
 from implicitppl.infer._score_hmc.kinds import Adaptation
+from implicitppl.infer._score_hmc.learners.regression import Coordinates, coordinates
 from implicitppl.infer._score_hmc.learners.surrogate import WALL_FACTOR, Surrogate
 from implicitppl.infer._score_hmc.plan import Plan
 from implicitppl.infer._score_hmc.problem import WHOLE
-from implicitppl.score._moments import moments, scaled_cholesky, shrinkage_amount, shrunk_covariance
-from implicitppl.score._values import Coordinates, coordinates
 
 DEFAULT_CAPACITY = 500
 # States of a chain are correlated: so many count as one, and noise of variance

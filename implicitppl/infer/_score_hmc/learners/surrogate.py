@@ -15,14 +15,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from implicitppl.infer._score_hmc.bank import Bank, newest_first, usual_range
-from implicitppl.infer._score_hmc.problem import WHOLE, Problem
-from implicitppl.score._values import (
+from implicitppl.infer._score_hmc.learners.regression import (
     Coordinates,
     FittedValues,
     coordinates,
     fit_values,
     initial_hyper,
 )
+from implicitppl.infer._score_hmc.problem import WHOLE, Problem
 
 WALL_FACTOR, KNOWN_FACTOR = 1.5, 2.0  # of the farthest point that matters; of that
 

@@ -1,14 +1,48 @@
-"""What a function reads from outside of its arguments: globals and closures, found from its code.
+"""Compiled programs that are kept, and what they hold of the world outside of their arguments.
 
-A compiled program holds such values as they were when it was traced. `implicitppl.infer.fit` keeps
-programs for a second call; if a value behind them has been rebound in between (a notebook cell that
-sets `y` anew), the programs must not be used again. Values that were changed in place are not seen.
+`Compiled` is as `eqx.filter_jit`, whose global cache would keep every function, and with it the
+guide and some thousand memory maps, for good: a process that fits new guides a hundred times would
+die.
+
+A program holds the globals and closures of its function as they were when it was traced. Whoever
+keeps programs for a second call (`implicitppl.infer.fit`) compares `Captured` first: if a value has
+been rebound in between (a notebook cell that sets `y` anew), the programs must not be used again.
+Values that were changed in place are not seen.
 """
 
 import functools
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+
+class Compiled:
+    """A function of a PyTree of arrays and other things, with its own programs.
+
+    Args:
+        function: of positional arguments; what it returns must be arrays.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.programs: dict[Any, Callable[[Any], Any]] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        arrays, fixed = eqx.partition(args, _is_array)
+        leaves, structure = jax.tree.flatten(fixed)
+        key = (tuple((type(leaf), leaf) for leaf in leaves), structure)
+        if key not in self.programs:
+            self.programs[key] = jax.jit(lambda arrays: self.function(*eqx.combine(arrays, fixed)))
+        return self.programs[key](arrays)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
+
 
 MAX_DEPTH = 4  # functions that call functions
 

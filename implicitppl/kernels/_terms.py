@@ -4,7 +4,7 @@ Sums are opened wherever they stand at the top, also inside a scaling or an acti
 c (k1 + k2) = c k1 + c k2. Products are left alone.
 """
 
-from implicitppl.kernels import ActiveDims, Kernel, Scaled, Sum
+from implicitppl.kernels._base import ActiveDims, Kernel, Scaled, Sum
 
 
 def additive_terms(kernel: Kernel) -> list[Kernel]:

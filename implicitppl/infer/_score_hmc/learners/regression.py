@@ -20,8 +20,8 @@ import optax
 from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Bool, Float, Int
 
-from implicitppl.linalg import safe_cholesky
-from implicitppl.score._moments import moments, scaled_cholesky, shrinkage_amount, shrunk_covariance
+from implicitppl._core.cholesky import safe_cholesky
+from implicitppl._core.moments import moments, scaled_cholesky, shrinkage_amount, shrunk_covariance
 
 NUM_STEPS, STEP_SIZE = 100, 0.1  # of Adam, for the hyper-parameters
 NUM_HYPER_POINTS = 256  # the marginal likelihood is that of the first so many rows

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from implicitppl.linalg import safe_cholesky
+from implicitppl._core.cholesky import safe_cholesky
 
 
 class Moments(NamedTuple):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import random
 from jaxtyping import Array, Float
 
-from implicitppl.diagnostics._checks import as_matrix, at_least
+from implicitppl._core.checks import as_matrix, check_count
 
 
 def _checked(x: Array, y: Array) -> tuple[Array, Array]:
@@ -72,7 +72,7 @@ def sliced_wasserstein(
         >>> round(float(sliced_wasserstein(x, x + 2 * x.std(), jax.random.key(1))), 3)
         2.0
     """
-    at_least("num_projections", num_projections, 1)
+    check_count("num_projections", num_projections, 1)
     if order not in (1, 2):
         raise ValueError(f"`order` must be 1 or 2; got {order}.")
     return _sliced(*_checked(x, y), key, num_projections, order)

@@ -4,11 +4,12 @@ Inputs are N points of D coordinates, (N, D); an array (N,) is N points of one c
 that are known while nothing is traced must be finite; traced ones are taken as they are.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
+
+from implicitppl._core.checks import as_floating, check_finite, is_known
 
 
 def as_points(name: str, x: ArrayLike) -> Float[Array, "N D"]:
@@ -17,7 +18,7 @@ def as_points(name: str, x: ArrayLike) -> Float[Array, "N D"]:
     Raises:
         ValueError: if `x` has more than two dimensions, no rows, or values that are not finite.
     """
-    points = _floats(x)
+    points = as_floating(x)
     if points.ndim == 1:
         points = points[:, None]
     if points.ndim != 2 or 0 in points.shape:
@@ -34,7 +35,7 @@ def as_values(
     Raises:
         ValueError: if the shape is not `(size,)`, or an observed value is not finite.
     """
-    values = _floats(y)
+    values = as_floating(y)
     if values.shape != (size,):
         raise ValueError(f"`{name}` must be ({size},), one for each point; got {values.shape}.")
     if observed is not None:
@@ -85,7 +86,7 @@ def as_noise_variance(
             f"`noise_scale` must be a number or ({size},), one for each point; "
             f"got shape {scale.shape}."
         )
-    if _is_known(scale) and not bool(np.all(np.asarray(scale) >= 0)):
+    if is_known(scale) and not bool(np.all(np.asarray(scale) >= 0)):
         raise ValueError(
             f"`noise_scale` is a standard deviation and must be non-negative; got {noise_scale}."
         )
@@ -93,31 +94,7 @@ def as_noise_variance(
     return jnp.broadcast_to(jnp.square(scale), (size,))
 
 
-def check_finite(name: str, values: Array, remedy: str = "") -> None:
-    """Raise `ValueError` if values that are known are not finite."""
-    if not _is_known(values):
-        return
-    bad = int(np.sum(~np.isfinite(np.asarray(values))))
-    if bad:
-        raise ValueError(f"`{name}` must be finite; {bad} of {values.size} are not.{remedy}")
-
-
 def check_width(x: Array, size: int) -> None:
     """Raise `ValueError` if points do not have `size` coordinates."""
     if x.shape[1] != size:
         raise ValueError(f"`x` must have {size} coordinates for this process; got {x.shape[1]}.")
-
-
-def check_count(name: str, value: int, least: int = 1) -> None:
-    """Raise `ValueError` if a count is below the least that makes sense."""
-    if value < least:
-        raise ValueError(f"`{name}` must be at least {least}; got {value}.")
-
-
-def _floats(x: ArrayLike) -> Array:
-    array = jnp.asarray(x)
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
-
-
-def _is_known(value: object) -> bool:
-    return not isinstance(value, jax.core.Tracer)

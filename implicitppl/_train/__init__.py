@@ -1,0 +1,1 @@
+"""Loops that learn parameters, and the programs and files that they keep."""
