@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from implicitppl._core.frames import Coordinates
+from implicitppl._core.frames import Frame
 from implicitppl.kernels import Radial, squared_distances
 
 
@@ -96,22 +96,22 @@ class CurlFreeExpansion(eqx.Module):
     """s_z = sum_m [Kmat(z, y_m) c_m + a w_m div Kmat(z, y_m)], in the metric's coordinates."""
 
     kernel: Radial
-    coordinates: Coordinates
+    coordinates: Frame
     centres: Float[Array, "M D"]
     coefficients: Float[Array, "M D"]
     weights: Float[Array, " M"]
 
     def score(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
         """Return the kernel part of the score for every row."""
-        z = self.coordinates.to_metric(x)
+        z = self.coordinates.to(x)
         p = profile(self.kernel, z, self.centres)
         value = apply(p, z, self.centres, self.coefficients)
         value = value + mean_divergence(p, z, self.centres, self.weights)
-        return self.coordinates.score_from_metric(value)
+        return self.coordinates.score_back(value)
 
     def divergence(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
         """Return the divergence of the kernel part for every row."""
-        z, y, dimension = self.coordinates.to_metric(x), self.centres, x.shape[1]
+        z, y, dimension = self.coordinates.to(x), self.centres, x.shape[1]
         p = profile(self.kernel, z, y)
         c, wc = self.coefficients, self.coordinates.trace_weight(self.coefficients)
         wy, wz = self.coordinates.trace_weight(y), self.coordinates.trace_weight(z)
@@ -128,7 +128,7 @@ class CurlFreeExpansion(eqx.Module):
 
     def log_density(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
         """Return the log density of which `score` is the gradient, up to a constant."""
-        z, dimension = self.coordinates.to_metric(x), x.shape[1]
+        z, dimension = self.coordinates.to(x), x.shape[1]
         p = profile(self.kernel, z, self.centres)
         first = -2 * jnp.sum(p.g1 * _inner(z, self.centres, self.coefficients), axis=1)
         return first + _dot(2 * dimension * p.g1 + 4 * p.q * p.g2, self.weights)

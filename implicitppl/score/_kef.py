@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from implicitppl._core.checks import check_positive
-from implicitppl._core.frames import check_metric, coordinates
+from implicitppl._core.frames import check_metric, metric_frame
 from implicitppl._core.moments import moments
 from implicitppl.kernels import RBF, Matern12, Matern32, Matern52, Radial, median_lengthscale
 from implicitppl.score._checks import check_weighted, or_equal
@@ -129,12 +129,12 @@ def _fit(estimator: KEF, samples: Array, weights: Array | None) -> FittedScore:
     size, dimension = samples.shape
     w = or_equal(weights, samples)
     m = moments(samples, w)
-    where = coordinates(estimator.metric, m)
-    z = where.to_metric(samples)
+    where = metric_frame(estimator.metric, m)
+    z = where.to(samples)
     factor = jnp.asarray(estimator.lengthscale_factor, z.dtype)
     kernel = estimator.family(median_lengthscale(z) * factor)
     reference = fit_reference(estimator.reference, m)
-    known = None if reference is None else where.score_to_metric(reference.score(samples))
+    known = None if reference is None else where.score_to(reference.score(samples))
     coefficients, lam, residual = solve_tikhonov(
         _operator(kernel, z),
         in_blocks(lambda rows: mean_divergence(profile(kernel, rows, z), rows, z, w), z),

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from implicitppl._core.checks import check_non_negative, check_positive
-from implicitppl._core.frames import coordinates
+from implicitppl._core.frames import metric_frame
 from implicitppl._core.moments import moments
 from implicitppl.score._checks import check_weighted, check_weights, or_equal
 from implicitppl.score._fitted import FittedScore, fit_info
@@ -195,7 +195,7 @@ def _fit_kde(estimator: KDE, samples: Array, weights: Array | None) -> FittedSco
     size, dimension = samples.shape
     w = or_equal(weights, samples)
     m = moments(samples, w)
-    spread = coordinates("diagonal", m).scale
+    spread = metric_frame("diagonal", m).scale
     width = m.size ** (-1 / (dimension + 4)) * jnp.asarray(estimator.factor, samples.dtype)
     # A constant coordinate gets an infinite width: it has no score.
     width = jnp.where(m.varies, width * spread, jnp.inf)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from implicitppl._core.frames import Coordinates, coordinates
+from implicitppl._core.frames import Frame, metric_frame
 from implicitppl._core.moments import moments
 from implicitppl.score._checks import or_equal
 from implicitppl.score._fitted import FittedScore
@@ -62,7 +62,7 @@ class NetworkExpansion(eqx.Module):
 
     parameters: Any
     structure: Any = eqx.field(static=True)
-    coordinates: Coordinates
+    coordinates: Frame
     active: Bool[Array, " R"]
 
     @property
@@ -72,9 +72,9 @@ class NetworkExpansion(eqx.Module):
 
     def score(self, x: Float[Array, "N R"]) -> Float[Array, "N R"]:
         """Return the network's part of the score for every row."""
-        values = jax.vmap(self.network)(self.coordinates.to_metric(x))
+        values = jax.vmap(self.network)(self.coordinates.to(x))
         values = jnp.pad(values, ((0, 0), (self.coordinates.num_covariates, 0)))
-        score = self.coordinates.score_from_metric(values)
+        score = self.coordinates.score_back(values)
         return jnp.where(self.active[None, :], score, 0)
 
     def divergence(self, x: Float[Array, "N R"]) -> Float[Array, " N"]:
@@ -99,12 +99,12 @@ def fit_network(
     size, dimension = samples.shape[0], samples.shape[1] - num_covariates
     w = or_equal(weights, samples)
     m = moments(samples, w)
-    where = coordinates(estimator.metric, m, num_covariates)
+    where = metric_frame(estimator.metric, m, num_covariates)
     reference = fit_reference(estimator.reference, m, num_covariates)
     build_key, order_key, train_key = jax.random.split(key, 3)
     # Samples that do not count come last, so that both parts of the split have some that do.
     order = jnp.argsort(jax.random.uniform(order_key, (size,)) + (w <= 0).astype(float))
-    z = where.to_metric(samples)[order]
+    z = where.to(samples)[order]
     network = _build(estimator, build_key, samples.shape[1], dimension, z)
     trained, used, losses = _train(estimator, network, z, w[order], where, reference, train_key)
     leaves = jax.tree.leaves(eqx.filter(trained, eqx.is_inexact_array))
@@ -152,7 +152,7 @@ def _train(
     network: Any,
     z: Float[Array, "M R"],
     weights: Float[Array, " M"],
-    where: Coordinates,
+    where: Frame,
     reference: Reference | None,
     key: Array,
 ) -> tuple[Any, Bool[Array, ""], Float[Array, " checks"]]:
@@ -178,8 +178,8 @@ def _train(
             value = model(row)
             if reference is None:
                 return value
-            base = reference.score(where.from_metric(row[None, :]))
-            return value + where.score_to_metric(base)[0, num:]
+            base = reference.score(where.back(row[None, :]))
+            return value + where.score_to(base)[0, num:]
 
         return jax.vmap(lambda row, v: estimator.loss(score, row, v, num))(rows, directions)
 

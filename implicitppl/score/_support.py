@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from implicitppl._core.frames import Coordinates, coordinates
+from implicitppl._core.frames import Frame, metric_frame
 from implicitppl._core.moments import Moments
 from implicitppl.kernels import squared_distances
 
@@ -30,14 +30,14 @@ _COINCIDES = 1e-5
 class Support(eqx.Module):
     """Samples and the largest distance from one of them to its nearest neighbour."""
 
-    coordinates: Coordinates
+    coordinates: Frame
     centres: Float[Array, "m D"]
     counts: Bool[Array, " m"]
     radius: Float[Array, ""]
 
     def off(self, x: Float[Array, "N D"]) -> Bool[Array, " N"]:
         """Return which rows lie farther from the samples than the samples from each other."""
-        z = self.coordinates.to_metric(x)
+        z = self.coordinates.to(x)
         size = max(1, _BLOCK // self.centres.shape[0])
 
         def nearest(row: Array) -> Array:
@@ -55,8 +55,8 @@ def nearest_neighbour_support(
     Samples of weight 0 do not count, and neither do duplicates: distances are to the nearest
     sample that does not coincide.
     """
-    where = coordinates("diagonal", m)
-    z = where.to_metric(samples)
+    where = metric_frame("diagonal", m)
+    z = where.to(samples)
     size = z.shape[0]
     chosen = order[:_CENTRES] if size > 2 * _CENTRES else jnp.arange(size)
     judges = order[_CENTRES : 2 * _CENTRES] if size > 2 * _CENTRES else chosen

@@ -15,12 +15,12 @@ from numpyro.infer import MCMC, init_to_value
 from scipy import stats
 
 import implicitppl as ip
+from implicitppl._core.frames import Frame
 from implicitppl.infer import Bank, ScoreHMC, black_box
 from implicitppl.infer._score_hmc import kinds as _adapt
 from implicitppl.infer._score_hmc.bank import empty_bank, filled
 from implicitppl.infer._score_hmc.chains import Options
 from implicitppl.infer._score_hmc.learners.explore import NUM_WALKERS, _round
-from implicitppl.infer._score_hmc.learners.regression import Coordinates
 from implicitppl.infer._score_hmc.learners.surrogate import Model, Surrogate
 from implicitppl.infer._score_hmc.plan import make_plan
 from implicitppl.infer._score_hmc.problem import WholeProblem
@@ -502,7 +502,7 @@ class Falling(Surrogate):
 
 
 def test_walkers_stay_where_the_surrogate_is_known() -> None:
-    where = Coordinates(jnp.zeros(2), jnp.eye(2), jnp.eye(2))
+    where = Frame(jnp.zeros(2), jnp.eye(2), jnp.eye(2))
     surrogate = Falling({}, where, where, jnp.asarray(2.0), jnp.asarray(True))
     start = jnp.asarray(np.random.default_rng(0).normal(size=(NUM_WALKERS, 2)))
     nothing = Model(WholeProblem(lambda x: x, lambda x: x), (), {})

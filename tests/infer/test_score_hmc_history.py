@@ -13,10 +13,10 @@ from numpyro.diagnostics import summary
 from numpyro.infer import MCMC
 
 import implicitppl as ip
+from implicitppl._core.frames import Frame
 from implicitppl.infer import ScoreHMC, black_box
 from implicitppl.infer._score_hmc import kinds as _adapt
 from implicitppl.infer._score_hmc.learners.history import Force, make_history
-from implicitppl.infer._score_hmc.learners.regression import Coordinates
 from implicitppl.infer._score_hmc.plan import make_plan
 
 ESTIMATORS = {
@@ -59,12 +59,12 @@ def starts(num_chains: int, dimension: int) -> Array:
 
 def test_a_force_has_the_slope_of_the_score_and_no_value() -> None:
     factor = jnp.array([[2.0, 0.0], [0.5, 1.0]])
-    where = Coordinates(jnp.array([1.0, -1.0]), factor, jnp.linalg.inv(factor))
+    where = Frame(jnp.array([1.0, -1.0]), factor, jnp.linalg.inv(factor))
     force = Force(lambda y: -3 * y, where)  # of N(m, L L' / 3)
     z = jnp.array([0.3, 0.9])
     value, slope = jax.value_and_grad(lambda z: force(z)[0])(z)
     assert float(value) == 0
-    expected = 3 * jnp.linalg.solve(factor @ factor.T, z - where.centre)
+    expected = 3 * jnp.linalg.solve(factor @ factor.T, z - where.shift)
     np.testing.assert_allclose(slope, expected, rtol=1e-5)
     broken = Force(lambda y: jnp.where(y > 0, jnp.nan, y), where)
     np.testing.assert_array_equal(jax.grad(lambda z: broken(z)[0])(z), 0.0)

@@ -204,7 +204,7 @@ def test_kef_is_the_dense_system(family, reference, weighted):
         x, weights=w if weighted else None
     )
     kernel, scale = fitted.expansion.kernel, float(fitted.expansion.coordinates.scale)
-    z = fitted.expansion.coordinates.to_metric(jnp.asarray(x))
+    z = fitted.expansion.coordinates.to(jnp.asarray(x))
 
     def matrix(a: jax.Array, b: jax.Array) -> jax.Array:
         return jax.jacfwd(jax.grad(kernel.__call__, 0), 1)(a, b)

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from implicitppl._core.frames import Frame, weighted_frame
 from implicitppl.infer._score_hmc.learners.regression import (
-    Coordinates,
     FittedValues,
-    coordinates,
     fit_values,
     initial_hyper,
 )
@@ -34,7 +33,7 @@ def fitted(
         y[:, None] if y.ndim == 1 else y,
         jnp.zeros((size,), x.dtype),
         jnp.ones((size,), bool),
-        coordinates(x, weights),
+        weighted_frame(x, weights),
         gaussian=gaussian,
         keep_whitener=keep_whitener,
     )
@@ -102,7 +101,7 @@ def test_the_gaussian_is_used_where_values_are_noise() -> None:
     slope = jax.grad(lambda x: fit(x)[0])(jnp.ones(4))
     # That of |y|^2 / 2 in the coordinates of the points.
     factor = fit.where.factor
-    y = jnp.linalg.solve(factor, jnp.ones(4) - fit.where.centre)
+    y = jnp.linalg.solve(factor, jnp.ones(4) - fit.where.shift)
     np.testing.assert_allclose(slope, jnp.linalg.solve(factor.T, y), rtol=1e-4)
 
 
@@ -157,7 +156,7 @@ def test_rows_that_hold_nothing_change_nothing() -> None:
     y = 0.5 * jnp.sum(x**2, axis=1) + 0.3 * jnp.cos(2 * x[:, 0])
     more = jnp.concatenate([x, jnp.full((24, 3), jnp.nan)])
     values = jnp.concatenate([y, jnp.full((24,), jnp.inf)])
-    where = coordinates(x, jnp.full((40,), 1 / 40))
+    where = weighted_frame(x, jnp.full((40,), 1 / 40))
     valid = jnp.arange(64) < 40
     full = fit_values(more, values[:, None], jnp.zeros(64), valid, where, gaussian=True)
     part = fit_values(x, y[:, None], jnp.zeros(40), valid[:40], where, gaussian=True)
@@ -172,7 +171,7 @@ def test_far_values_do_not_spoil_near_ones() -> None:
     # What happens far away has nothing to do with the function near.
     y = jnp.where(far, 40.0 + 30.0 * jnp.sin(9.0 * x[:, 0] * x[:, 1]), bent(x))
     slack = jnp.where(far, 2.0, 0.0)
-    where = Coordinates(jnp.zeros(2), jnp.eye(2), jnp.eye(2))
+    where = Frame(jnp.zeros(2), jnp.eye(2), jnp.eye(2))
     valid = jnp.ones((120,), bool)
     fit = fit_values(x, y[:, None], slack, valid, where, gaussian=True)
     naive = fit_values(x, y[:, None], 0 * slack, valid, where, gaussian=True)
@@ -197,7 +196,7 @@ def test_several_outputs_share_a_kernel() -> None:
 @pytest.mark.parametrize("dimension", [1, 5])
 def test_coordinates_whiten(dimension: int) -> None:
     x = 10.0 * points(dimension, num=400) + 3.0
-    where = jax.jit(coordinates)(x, jnp.full((400,), 1 / 400))
+    where = jax.jit(weighted_frame)(x, jnp.full((400,), 1 / 400))
     y = eqx.filter_jit(where.to)(x)
     np.testing.assert_allclose(
         np.cov(np.asarray(y).T).reshape(dimension, dimension), np.eye(dimension), atol=0.02

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float
 from numpyro.infer import NUTS
 
 from implicitppl._core.checks import as_matrix, check_count
-from implicitppl.diagnostics._whiten import whitening_of
+from implicitppl._core.frames import whitening_frame
 
 _STEP_GRID = tuple(1.0 * 0.5**i for i in range(9))
 _PILOT_STEPS = 8
@@ -123,18 +123,18 @@ def _run(
     max_tree_depth: int,
     paired: bool,
 ) -> NutsDrift:
-    white = whitening_of(pool)
-    start = white.points(z)
+    white = whitening_frame(pool)
+    start = white.to(z)
 
     def potential(u: Array) -> Array:
-        return -log_density(white.invert(u[None])[0])
+        return -log_density(white.back(u[None])[0])
 
     pilot_key, run_key = random.split(rng_key)
     step_size = _choose_step(pilot_key, potential, start)
     trace, acceptance, divergent = _chains(
         run_key, potential, start, step_size, num_steps, max_tree_depth
     )
-    states = jax.vmap(white.invert)(trace)[num_steps // 2 :]
+    states = jax.vmap(white.back)(trace)[num_steps // 2 :]
     mean_drift, mean_se, sd_ratio, sd_se = _moments(z, pool, states, paired)
     moved = jnp.mean(jnp.linalg.norm(trace[-1] - start, axis=1)) / math.sqrt(2.0 * z.shape[1])
     return NutsDrift(

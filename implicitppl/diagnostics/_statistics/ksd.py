@@ -24,7 +24,7 @@ from jax import lax, random
 from jaxtyping import Array, Bool, Float
 
 from implicitppl._core.checks import as_matrix, check_count, same_shape
-from implicitppl.diagnostics._whiten import whitening_of
+from implicitppl._core.frames import whitening_frame
 
 _POWER = -0.5
 
@@ -172,8 +172,8 @@ def kernel_stein_discrepancy(
     if not 0 < flip_probability <= 1:
         raise ValueError(f"`flip_probability` must be in (0, 1]; got {flip_probability}.")
     if whiten:
-        white = whitening_of(x)
-        x, s = white.points(x), white.scores(s)
+        white = whitening_frame(x)
+        x, s = white.to(x), white.score_to(s)
     else:
         x = x - x.mean(0)  # distances by Gram products lose digits far from the origin
     length = _lengthscale(lengthscale, x)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from implicitppl._core.checks import as_matrix, same_shape
-from implicitppl.diagnostics._whiten import whitening_of
+from implicitppl._core.frames import whitening_frame
 
 
 class SteinSlopes(NamedTuple):
@@ -91,8 +91,8 @@ def stein_slopes(scores: Float[Array, "N D"], samples: Float[Array, "N D"]) -> S
 @jax.jit
 def _slopes(g: Array, z: Array) -> SteinSlopes:
     n = z.shape[0]
-    white = whitening_of(z)
-    u, h = white.points(z), white.scores(g)
+    white = whitening_frame(z)
+    u, h = white.to(z), white.score_to(g)
     slope, slope_se = _slope(g, z - z.mean(0))
     low, high = _extreme_directions(h[: n // 2], u[: n // 2])
     test_h, test_u = h[n // 2 :], u[n // 2 :]
@@ -164,8 +164,8 @@ def score_slope(
     g = as_matrix("scores", scores, min_rows=4).astype(z.dtype)
     same_shape("samples", z, "estimated", s)
     same_shape("samples", z, "scores", g)
-    white = whitening_of(z)
-    s, g = white.scores(s), white.scores(g)
+    white = whitening_frame(z)
+    s, g = white.score_to(s), white.score_to(g)
     top, bottom = jnp.sum(s * g, 1), jnp.sum(g * g, 1)
     slope = top.mean() / bottom.mean()
     residual = (top - slope * bottom) / bottom.mean()

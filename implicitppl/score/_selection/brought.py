@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from implicitppl._core.frames import Coordinates
+from implicitppl._core.frames import Frame
 from implicitppl.score._fitted import FittedScore
 from implicitppl.score._selection.held_out import Folds
 
@@ -63,7 +63,7 @@ def candidate_predictions(
     rows: Array,
     rest: Array,
     folds: Folds,
-    frame: Coordinates,
+    frame: Frame,
     key: Array,
     num_covariates: int,
 ) -> tuple[Float[Array, "E n D"], Float[Array, "E n"]]:
@@ -87,7 +87,7 @@ def candidate_predictions(
             w = None if weights is None else weights[train] / jnp.sum(weights[train])
             fold_key = jax.random.fold_in(candidate_key, k)
             fitted = fit_candidate(candidate, samples[train], w, fold_key, num_covariates)
-            judge = frame.to_metric(samples[rows[folds.judge[k]]])
+            judge = frame.to(samples[rows[folds.judge[k]]])
             return _standardised(fitted, judge, frame, num_covariates)
 
         scores, divergences = jax.lax.map(fold, jnp.arange(folds.train.shape[0]))
@@ -99,15 +99,15 @@ def candidate_predictions(
 
 
 def _standardised(
-    fitted: FittedScore, y: Float[Array, "V D"], frame: Coordinates, num_covariates: int
+    fitted: FittedScore, y: Float[Array, "V D"], frame: Frame, num_covariates: int
 ) -> tuple[Float[Array, "V D"], Float[Array, " V"]]:
     """Return s_y and div_y s_y at rows y."""
 
     def score(point: Float[Array, " D"]) -> Float[Array, " D"]:
-        x = frame.from_metric(point[None, :])[0]
+        x = frame.back(point[None, :])[0]
         given = (x[:num_covariates],) if num_covariates else ()
         value = jnp.pad(fitted(x[num_covariates:], *given), (num_covariates, 0))
-        return frame.score_to_metric(value[None, :])[0]
+        return frame.score_to(value[None, :])[0]
 
     def both(point: Array) -> tuple[Array, Array]:
         return score(point), jnp.trace(jax.jacfwd(score)(point))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from implicitppl._core.frames import Coordinates
+from implicitppl._core.frames import Frame
 from implicitppl._core.moments import Moments, moments
 from implicitppl.score._checks import or_equal
 from implicitppl.score._selection.held_out import Folds
@@ -25,7 +25,7 @@ class Problem(NamedTuple):
     """
 
     y: Float[Array, "M D"]
-    frame: Coordinates
+    frame: Frame
     unit: Float[Array, " D"]
     weights: Float[Array, " M"] | None
     moments: Moments
@@ -38,9 +38,9 @@ def standardise(samples: Array, weights: Array | None, num_covariates: int) -> P
     spread = jnp.sqrt(jnp.where(m.varies, jnp.diagonal(m.covariance), 0))
     largest = jnp.max(spread)
     spread = jnp.where(m.varies, spread, jnp.where(largest > 0, largest, 1))
-    frame = Coordinates(m.mean, spread)
+    frame = Frame(m.mean, spread)
     unit = spread / jnp.max(spread[num_covariates:])
-    return Problem(frame.to_metric(samples), frame, unit, weights, m, num_covariates)
+    return Problem(frame.to(samples), frame, unit, weights, m, num_covariates)
 
 
 def make_folds(size: int, num_folds: int, autocorrelated: bool) -> Folds:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from implicitppl._core.frames import Coordinates
+from implicitppl._core.frames import Frame
 from implicitppl.score._checks import or_equal
 from implicitppl.score._reference import GaussianReference
 from implicitppl.score._selection.grid import (
@@ -223,18 +223,18 @@ def _fold(
     judge: Array,
     landmarks: Array | None,
     kernel: RadialChoice,
-    where: Coordinates,
+    where: Frame,
     gaussian: GaussianReference,
 ) -> tuple[Array, Array, Array, Array]:
     """Return psi (V, J), beta (2, J, D) in y, grad psi . beta (2, V, J) and the values (J)."""
     dimension = y.shape[1]
-    z, points = where.to_metric(y[train]), where.to_metric(y[judge])
+    z, points = where.to(y[train]), where.to(y[judge])
     w = None if weights is None else weights[train] / jnp.sum(weights[train])
     uniform = or_equal(w, z)
-    centres = None if landmarks is None else where.to_metric(y[landmarks])
+    centres = None if landmarks is None else where.to(y[landmarks])
     basis = basis_of(kernel, z, w, centres)
     plain = stein_targets(kernel, z, uniform, basis.centres, None)
-    base = where.score_to_metric(gaussian.score(y[train]))
+    base = where.score_to(gaussian.score(y[train]))
     cross = kernel.gram(basis.centres, z)
     residual = plain - jnp.matmul(cross, uniform[:, None] * base, precision="highest")
     targets = jnp.concatenate([plain, residual], axis=1)
@@ -254,7 +254,7 @@ def _fold(
 
     gamma = where.trace_weight(beta).reshape(2, -1, dimension)
     slope = jnp.stack([slopes(gamma[0]), slopes(gamma[1])])
-    return psi, where.score_from_metric(beta).reshape(2, -1, dimension), slope, basis.values
+    return psi, where.score_back(beta).reshape(2, -1, dimension), slope, basis.values
 
 
 def _best_of(differences: list[Array], weights: Array) -> Array:

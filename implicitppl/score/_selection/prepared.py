@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from implicitppl._core.frames import Coordinates
+from implicitppl._core.frames import Frame
 from implicitppl._core.moments import (
     Moments,
     moments,
@@ -35,7 +35,7 @@ class Prepared(NamedTuple):
 
     mean: Float[Array, " D"]
     precisions: Float[Array, "A D D"]
-    coordinates: Coordinates
+    coordinates: Frame
     medians: Float[Array, " metrics"]
 
 
@@ -54,8 +54,7 @@ def prepare(
     matrices = "whitened" in metrics
     places = [metric_coordinates(n, m, unit, matrices, num_covariates) for n in metrics]
     medians = [
-        median_lengthscale(place.to_metric(typical), max_samples=_MEDIAN_SAMPLES)
-        for place in places
+        median_lengthscale(place.to(typical), max_samples=_MEDIAN_SAMPLES) for place in places
     ]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *places)
     precisions = gaussian_precisions(m, unit, num_covariates)
@@ -71,12 +70,12 @@ def equally_weighted(samples: Float[Array, "M D"], weights: Float[Array, " M"]) 
 
 def metric_coordinates(
     name: str, m: Moments, unit: Array, matrices: bool, num_covariates: int
-) -> Coordinates:
+) -> Frame:
     """Return the coordinates of a metric in standardised units, as matrices or as vectors."""
     spread = jnp.sqrt(jnp.where(m.varies, jnp.diagonal(m.covariance), 1))
     if name == "whitened":
         factor = scaled_cholesky(shrunk_covariance(m, shrinkage_amount(m)))
-        return Coordinates(m.mean, factor, num_covariates)
+        return Frame(m.mean, factor, num_covariates=num_covariates)
     if name == "isotropic":
         scored = _scored(m, num_covariates)
         largest = jnp.max(jnp.where(scored, spread * unit, 0))
@@ -84,7 +83,7 @@ def metric_coordinates(
         # Covariates have units of their own.
         spread = jnp.where(jnp.arange(unit.shape[0]) < num_covariates, spread, common)
     scale = jnp.diag(spread) if matrices else spread
-    return Coordinates(m.mean, scale, num_covariates)
+    return Frame(m.mean, scale, num_covariates=num_covariates)
 
 
 def gaussian_precisions(

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from implicitppl._core.frames import Coordinates
+from implicitppl._core.frames import Frame
 from implicitppl._core.moments import moments
 from implicitppl.kernels import median_lengthscale
 from implicitppl.score._checks import or_equal
@@ -47,27 +47,27 @@ def refit(
     num, matrices = problem.num_covariates, "whitened" in metrics
     places = [metric_coordinates(n, m, problem.unit, matrices, num) for n in metrics]
     typical = y if problem.weights is None else equally_weighted(y, w)
-    medians = jnp.stack([median_lengthscale(place.to_metric(typical)) for place in places])
+    medians = jnp.stack([median_lengthscale(place.to(typical)) for place in places])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *places)
     precisions = gaussian_precisions(m, problem.unit, num)
     base = GaussianReference(m.mean, precisions[0]).score(y)
 
     def member(r: Array) -> tuple[Expansion, Array]:
         where = jax.tree.map(lambda leaf: leaf[metric[r]], stacked)
-        z = where.to_metric(y)
+        z = where.to(y)
         chosen = RadialChoice(medians[metric[r]] * factor[r], kernel[r])
         centres = None if landmarks is None else z[landmarks]
         basis = basis_of(chosen, z, problem.weights, centres)
-        known = where.score_to_metric(base) * reference[r].astype(y.dtype)
+        known = where.score_to(base) * reference[r].astype(y.dtype)
         target = stein_targets(chosen, z, w, basis.centres, known)
         multipliers = RelativeRidge(level[r], power[r])(basis.values, basis.trace, size)
         beta = jnp.matmul(basis.transform.T, target, precision="highest")
         coefficients = jnp.matmul(basis.transform, multipliers[:, None] * beta, precision="highest")
         scale = frame.scale[:, None] * where.scale if where.scale.ndim == 2 else None
-        place = Coordinates(
+        place = Frame(
             frame.shift + frame.scale * where.shift,
             frame.scale * where.scale if scale is None else scale,
-            num,
+            num_covariates=num,
         )
         data_unit = place.scale[-1, -1] if place.scale.ndim == 2 else place.scale[-1]
         isotropic = jnp.asarray([name == "isotropic" for name in metrics])[metric[r]]

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from implicitppl._core.checks import check_positive
-from implicitppl._core.frames import Coordinates
+from implicitppl._core.frames import Frame
 from implicitppl.kernels import Kernel
 from implicitppl.score._spectral.filters import RelativeRidge
 
@@ -59,7 +59,7 @@ class TikhonovExpansion(eqx.Module):
     """s_z = k(z, Z) C - zeta(z) / lam, in the metric's coordinates."""
 
     kernel: Kernel
-    coordinates: Coordinates
+    coordinates: Frame
     centres: Float[Array, "M D"]
     coefficients: Float[Array, "M D"]
     weights: Float[Array, " M"]
@@ -67,11 +67,11 @@ class TikhonovExpansion(eqx.Module):
 
     def score(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
         """Return the kernel part of the score for every row."""
-        z = self.coordinates.to_metric(x)
+        z = self.coordinates.to(x)
         gram = self.kernel.gram(z, self.centres)
         zeta = self.kernel.mean_gradient(z, self.centres, self.weights)
         values = jnp.matmul(gram, self.coefficients, precision="highest") - zeta / self.ridge
-        return self.coordinates.score_from_metric(values)
+        return self.coordinates.score_back(values)
 
     def divergence(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
         """Return its divergence for every row: one directional derivative for each coordinate."""

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from implicitppl._core.checks import check_positive
-from implicitppl._core.frames import Coordinates, check_metric, coordinates
+from implicitppl._core.frames import Frame, check_metric, metric_frame
 from implicitppl._core.moments import Moments, moments
 from implicitppl.kernels import RBF, Kernel, median_lengthscale
 from implicitppl.score._checks import check_weighted, join_covariates, or_equal
@@ -143,7 +143,7 @@ class KernelEstimator(eqx.Module):
                 Inside `jit` values are unknown: `info.finite` is False instead.
 
         Cost O(M^2 D + M^3), the second term replaced by O(M^2 J) where subspace iteration takes
-        over; O(M m (m + D) + m^3) and no array of size M x M with landmarks. Coordinates that are
+        over; O(M m (m + D) + m^3) and no array of size M x M with landmarks. Frame that are
         constant in the samples get the score 0, as does every coordinate when all samples
         coincide.
         """
@@ -166,11 +166,11 @@ def _fit(
     size, dimension = samples.shape
     m = moments(samples, or_equal(weights, samples))
     where = _coordinates(estimator, m, num_covariates)
-    z = where.to_metric(samples)
+    z = where.to(samples)
     kernel, lengthscale = _kernel(estimator, z, where)
     kernel = jax.tree.map(lambda leaf: jnp.asarray(leaf, z.dtype), kernel)
     reference = fit_reference(estimator.reference, m, num_covariates)
-    scores = None if reference is None else where.score_to_metric(reference.score(samples))
+    scores = None if reference is None else where.score_to(reference.score(samples))
     expansion: Expansion | TikhonovExpansion
     if isinstance(estimator.filter, ConjugateGradients):
         expansion, found = _by_conjugate_gradients(
@@ -198,7 +198,7 @@ def _fit(
 def _by_eigenfunctions(
     estimator: KernelEstimator,
     kernel: Kernel,
-    where: Coordinates,
+    where: Frame,
     z: Array,
     weights: Array | None,
     scores: Array | None,
@@ -219,7 +219,7 @@ def _by_eigenfunctions(
 def _by_conjugate_gradients(
     method: ConjugateGradients,
     kernel: Kernel,
-    where: Coordinates,
+    where: Frame,
     z: Array,
     weights: Array,
     scores: Array | None,
@@ -259,15 +259,15 @@ def _stop_gradient(tree: Any) -> Any:
     return jax.tree.map(lambda a: jax.lax.stop_gradient(a) if eqx.is_array(a) else a, tree)
 
 
-def _coordinates(estimator: KernelEstimator, m: Moments, num_covariates: int) -> Coordinates:
+def _coordinates(estimator: KernelEstimator, m: Moments, num_covariates: int) -> Frame:
     """Return the coordinates of the metric; for a kernel in data units, centred data units."""
     if estimator.lengthscale is None and not isinstance(estimator.kernel, Kernel):
-        return coordinates(estimator.metric, m, num_covariates)
-    return Coordinates(m.mean, jnp.ones_like(m.size), num_covariates)
+        return metric_frame(estimator.metric, m, num_covariates)
+    return Frame(m.mean, jnp.ones_like(m.size), num_covariates=num_covariates)
 
 
 def _kernel(
-    estimator: KernelEstimator, z: Float[Array, "M D"], where: Coordinates
+    estimator: KernelEstimator, z: Float[Array, "M D"], where: Frame
 ) -> tuple[Kernel, Array]:
     """Return the kernel on z and the lengthscale to report."""
     if isinstance(estimator.kernel, Kernel):

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from implicitppl._core.frames import Coordinates
+from implicitppl._core.frames import Frame
 from implicitppl.kernels import Kernel
 
 
@@ -12,18 +12,18 @@ class Expansion(eqx.Module):
     """The kernel part k(z, Z) C of a score."""
 
     kernel: Kernel
-    coordinates: Coordinates
+    coordinates: Frame
     centres: Float[Array, "m D"]
     coefficients: Float[Array, "m D"]
 
     def score(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
         """Return the kernel part of the score for every row."""
-        gram = self.kernel.gram(self.coordinates.to_metric(x), self.centres)
+        gram = self.kernel.gram(self.coordinates.to(x), self.centres)
         values = jnp.matmul(gram, self.coefficients, precision="highest")
-        return self.coordinates.score_from_metric(values)
+        return self.coordinates.score_back(values)
 
     def divergence(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
         """Return the divergence of the kernel part for every row."""
         weighted = self.coordinates.trace_weight(self.coefficients)
-        z = self.coordinates.to_metric(x)
+        z = self.coordinates.to(x)
         return self.kernel.directional_gradient(z, self.centres, weighted)

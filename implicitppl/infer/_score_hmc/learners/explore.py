@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from implicitppl._core.frames import Frame, weighted_frame
 from implicitppl.infer._score_hmc.bank import usual_range
 from implicitppl.infer._score_hmc.kinds import NUM_DESIGN
-from implicitppl.infer._score_hmc.learners.regression import Coordinates, coordinates
 from implicitppl.infer._score_hmc.learners.surrogate import Chosen, Model, Surrogate
 from implicitppl.infer._score_hmc.moves import propose, schedule
 from implicitppl.infer._score_hmc.problem import WHOLE
@@ -46,14 +46,14 @@ def explore(
     walkers = chosen.rows.z[jax.random.categorical(start_key, log_weight, shape=(NUM_WALKERS,))]
 
     def one_round(
-        carry: tuple[Array, Coordinates], key: Array
-    ) -> tuple[tuple[Array, Coordinates], tuple[Array, Array]]:
+        carry: tuple[Array, Frame], key: Array
+    ) -> tuple[tuple[Array, Frame], tuple[Array, Array]]:
         walkers, where = carry
         moved = eqx.tree_at(lambda s: s.where, surrogate, where)
         walkers, visited, step = _round(key, model, moved, walkers)
         weights = jnp.full((visited.shape[0],), 1 / visited.shape[0], visited.dtype)
-        found = coordinates(visited, weights, dense=dense)
-        good = jnp.all(jnp.isfinite(found.inverse))
+        found = weighted_frame(visited, weights, dense=dense)
+        good = found.is_finite()
         better = jax.tree.map(functools.partial(jnp.where, good), found, where)
         return (walkers, better), (visited, step)
 

@@ -19,14 +19,12 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float, Int
 
 import implicitppl.infer._score_hmc.kinds as kinds
-from implicitppl._core.moments import moments, scaled_cholesky, shrinkage_amount, shrunk_covariance
+from implicitppl._core.frames import Frame, weighted_frame
 from implicitppl.infer._score_hmc.bank import Bank, empty_bank, newest_first
 from implicitppl.infer._score_hmc.kinds import Adaptation
-from implicitppl.infer._score_hmc.learners.regression import Coordinates, coordinates
 from implicitppl.infer._score_hmc.learners.surrogate import WALL_FACTOR, Surrogate
 from implicitppl.infer._score_hmc.plan import Plan
 from implicitppl.infer._score_hmc.problem import WHOLE
@@ -52,7 +50,7 @@ class Force(eqx.Module):
     """
 
     fitted: Any
-    where: Coordinates
+    where: Frame
 
     def __call__(self, z: Float[Array, " D"]) -> Float[Array, " 1"]:
         """Return 0; `jax.grad` of it is minus the score at z, 0 where that is not finite."""
@@ -94,7 +92,7 @@ class History(NamedTuple):
         shape = jax.eval_shape(lambda b: _fit(self, b)[0], self.empty(start))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
         identity = jnp.eye(start.shape[1], dtype=start.dtype)
-        where = Coordinates(jnp.mean(start, axis=0), identity, identity)
+        where = Frame(jnp.mean(start, axis=0), identity, identity)
         infinite = jnp.asarray(jnp.inf, start.dtype)
         return Surrogate(zeros.fits, where, where, infinite, jnp.asarray(False))
 
@@ -243,24 +241,15 @@ def _fit(history: History, bank: Bank) -> tuple[Surrogate, Bool[Array, ""]]:
     used = jnp.minimum(history.capacity, (bank.count + 1) // 2)
     rows = jnp.arange(history.capacity)
     weights = (rows < used).astype(states.z.dtype) / used
-    wall = _coordinates(states.z, weights)
-    where = wall if history.dense else coordinates(states.z, weights, dense=False)
+    wall = weighted_frame(states.z, weights, correlated=CORRELATED)
+    where = wall if history.dense else weighted_frame(states.z, weights, dense=False)
     # The size of a fit is fixed: few states are repeated evenly, which any estimator can take.
     y = where.to(states.z[rows * used // history.capacity])
     noise = jax.random.normal(jax.random.key(0), y.shape, y.dtype)
     y = y + jnp.sqrt(jnp.minimum(SMOOTHING * y.shape[1] / used, 1)) * noise
     fitted = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), history.estimator.fit(y))
     distance = jnp.sqrt(jnp.max(jnp.where(rows < used, jnp.sum(wall.to(states.z) ** 2, 1), 0)))
-    finite = jnp.all(jnp.isfinite(where.inverse)) & jnp.all(jnp.isfinite(wall.inverse))
+    finite = where.is_finite() & wall.is_finite()
     force = Force(fitted, where)
     surrogate = Surrogate({WHOLE: force}, where, wall, WALL_FACTOR * distance, jnp.asarray(True))
     return surrogate, finite & (used >= history.needed)
-
-
-def _coordinates(z: Float[Array, "M D"], weights: Float[Array, " M"]) -> Coordinates:
-    """Return coordinates as of fewer independent points: shrunk further towards the diagonal."""
-    m = moments(z, weights)
-    m = m._replace(size=m.size / CORRELATED)
-    factor = scaled_cholesky(shrunk_covariance(m, shrinkage_amount(m)))
-    identity = jnp.eye(factor.shape[0], dtype=factor.dtype)
-    return Coordinates(m.mean, factor, solve_triangular(factor, identity, lower=True))

@@ -21,44 +21,12 @@ from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Bool, Float, Int
 
 from implicitppl._core.cholesky import safe_cholesky
-from implicitppl._core.moments import moments, scaled_cholesky, shrinkage_amount, shrunk_covariance
+from implicitppl._core.frames import Frame
 
 NUM_STEPS, STEP_SIZE = 100, 0.1  # of Adam, for the hyper-parameters
 NUM_HYPER_POINTS = 256  # the marginal likelihood is that of the first so many rows
 QUADRATIC_REST = -9.0  # log variance of what is no quadratic in a nearly quadratic function
 MAX_SLACK = 1e3  # a value farther off says nothing
-
-
-class Coordinates(NamedTuple):
-    """Affine coordinates y = L^{-1} (x - m): `centre` m (D,), lower triangular `factor` L.
-
-    `inverse` is L^{-1}: in the loops of a sampler a product is cheaper than a triangular solve.
-    """
-
-    centre: Float[Array, " D"]
-    factor: Float[Array, "D D"]
-    inverse: Float[Array, "D D"]
-
-    def to(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        """Return y for points (..., D)."""
-        shifted = x - jnp.broadcast_to(self.centre, x.shape)
-        return jnp.matmul(shifted, self.inverse.T, precision="highest")
-
-    def back(self, y: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        """Return x for points (..., D)."""
-        moved = jnp.matmul(y, self.factor.T, precision="highest")
-        return moved + jnp.broadcast_to(self.centre, y.shape)
-
-
-def coordinates(
-    x: Float[Array, "M D"], weights: Float[Array, " M"], *, dense: bool = True
-) -> Coordinates:
-    """Return coordinates in which the weighted points have mean 0 and covariance about I."""
-    m = moments(x, weights)
-    amount = shrinkage_amount(m) if dense else jnp.ones_like(m.size)
-    factor = scaled_cholesky(shrunk_covariance(m, amount))
-    identity = jnp.eye(factor.shape[0], dtype=factor.dtype)
-    return Coordinates(m.mean, factor, solve_triangular(factor, identity, lower=True))
 
 
 class Hyper(NamedTuple):
@@ -113,7 +81,7 @@ class FittedValues(eqx.Module):
     Differentiable in x. Cost O(M (D + P) + D^2) for each point.
     """
 
-    where: Coordinates
+    where: Frame
     points: Float[Array, "M D"]
     coefficients: Float[Array, "M P"]
     offset: Float[Array, " P"]
@@ -153,7 +121,7 @@ def fit_values(
     outputs: Float[Array, "M P"],
     slack: Float[Array, " M"],
     valid: Bool[Array, " M"],
-    where: Coordinates,
+    where: Frame,
     *,
     gaussian: bool = False,
     start: Hyper | None = None,
@@ -182,7 +150,7 @@ def fit_values(
     dtype = inputs.dtype
     slack = jnp.minimum(slack, MAX_SLACK)
     valid = valid & jnp.all(jnp.isfinite(outputs), axis=1) & jnp.all(jnp.isfinite(inputs), axis=1)
-    points = where.to(jnp.where(valid[:, None], inputs, where.centre[None, :]))
+    points = where.to(jnp.where(valid[:, None], inputs, where.shift[None, :]))
     target = jnp.where(valid[:, None], outputs, jnp.zeros((), dtype))
     if gaussian:
         target = target - 0.5 * jnp.sum(points * points, axis=1, keepdims=True)

@@ -14,11 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from implicitppl._core.frames import Frame, weighted_frame
 from implicitppl.infer._score_hmc.bank import Bank, newest_first, usual_range
 from implicitppl.infer._score_hmc.learners.regression import (
-    Coordinates,
     FittedValues,
-    coordinates,
     fit_values,
     initial_hyper,
 )
@@ -47,8 +46,8 @@ class Surrogate(eqx.Module):
     """
 
     fits: dict[str, Any]  # FittedValues, or one Force of a history
-    where: Coordinates
-    wall: Coordinates
+    where: Frame
+    wall: Frame
     radius: Float[Array, ""]
     fitted: Bool[Array, ""]
 
@@ -96,7 +95,7 @@ class Chosen(NamedTuple):
     slack: Float[Array, " N"]
     weights: Float[Array, " N"]
     limit: Float[Array, ""]
-    wall: Coordinates
+    wall: Frame
     radius: Float[Array, ""]
 
 
@@ -115,7 +114,7 @@ def choose(bank: Bank) -> Chosen:
     rank = jnp.clip(jnp.sum(finite) // 2, 2 * dimension + 2, coefficients)
     limit = jnp.maximum(jnp.sort(slack)[jnp.minimum(rank, slack.shape[0]) - 1], 2)
     limit = jnp.where(jnp.isfinite(limit), limit, 2)
-    wall = coordinates(rows.z, weights)
+    wall = weighted_frame(rows.z, weights)
     distance = jnp.sqrt(jnp.sum(wall.to(rows.z) ** 2, axis=1))
     radius = WALL_FACTOR * jnp.max(jnp.where(weights >= 0.2 * jnp.max(weights), distance, 0))
     valid = finite & ((slack <= limit) | (distance <= radius))
@@ -155,12 +154,12 @@ def fit(chosen: Chosen, old: Surrogate, dense: bool) -> Surrogate:
             potential[:, None] if whole else rows.outputs[name],
             jnp.where(valid, slack, 0),
             valid,
-            coordinates(rows.inputs[name], weights),
+            weighted_frame(rows.inputs[name], weights),
             gaussian=whole,
             start=previous.hyper,
             keep_whitener=True,
         )
-    where = wall if dense else coordinates(rows.z, weights, dense=False)
+    where = wall if dense else weighted_frame(rows.z, weights, dense=False)
     return Surrogate(fits, where, wall, radius, jnp.asarray(True))
 
 
@@ -189,7 +188,7 @@ def unfitted(bank: Bank, start: Float[Array, "C D"]) -> Surrogate:
         hyper = initial_hyper(fit.points.shape[1], fit.points.dtype)
         fits[name] = eqx.tree_at(lambda f: f.hyper, fit, hyper)
     identity = jnp.eye(start.shape[1], dtype=start.dtype)
-    where = Coordinates(jnp.mean(start, axis=0), identity, identity)
+    where = Frame(jnp.mean(start, axis=0), identity, identity)
     return Surrogate(fits, where, where, jnp.asarray(jnp.inf, start.dtype), jnp.asarray(False))
 
 
@@ -201,7 +200,7 @@ def _zero_fits(bank: Bank) -> dict[str, FittedValues]:
             bank.outputs[name],
             bank.potential,
             valid,
-            coordinates(inputs, bank.potential),
+            weighted_frame(inputs, bank.potential),
             gaussian=name == WHOLE,
         )
         for name, inputs in bank.inputs.items()
