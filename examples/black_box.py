@@ -82,7 +82,7 @@ def model(solve: Callable[..., Any], pelts: jax.Array, **options: Any) -> None:
     z_init = numpyro.sample("z_init", first)
     sigma = numpyro.sample("sigma", dist.LogNormal(-1.0, 1.0).expand([2]).to_event(1))
     inputs = jnp.log(jnp.concatenate([theta, z_init]))
-    log_z = ip.infer.black_box(
+    log_z = ip.models.black_box(
         "populations", solve, inputs, out=(20, 2), on_failure="reject", **options
     )
     log_z = jnp.concatenate([jnp.log(z_init)[None], log_z])

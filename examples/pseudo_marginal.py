@@ -54,7 +54,7 @@ def parameters() -> list[jax.Array]:
 def filtered() -> None:
     """The model with h integrated out on the host."""
     theta, key = jnp.stack(parameters()), numpyro.prng_key()
-    estimate = ip.infer.black_box("log_likelihood", log_likelihood, theta, out=(), key=key)
+    estimate = ip.models.black_box("log_likelihood", log_likelihood, theta, out=(), key=key)
     numpyro.factor("y", estimate)
 
 

@@ -13,6 +13,7 @@ from implicitppl import (
     kernels,
     linalg,
     metrics,
+    models,
     processes,
     score,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "kernels",
     "linalg",
     "metrics",
+    "models",
     "processes",
     "score",
 ]

@@ -38,7 +38,8 @@ from numpyro.infer import init_to_median
 from benchmarks.common.paths import RESULTS
 from benchmarks.common.rows import append, provenance, read
 from benchmarks.hmc.calibration_tables import NUM_RANKS, PICTURE, draw, report
-from implicitppl.infer import ScoreHMC, black_box
+from implicitppl.infer import ScoreHMC
+from implicitppl.models import black_box
 
 BOYS, DAYS, STEPS = 763.0, 14, 2
 CHAINS = 4

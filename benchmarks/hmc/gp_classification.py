@@ -29,7 +29,7 @@ from jaxtyping import Array, Float
 from scipy.linalg import solve_triangular
 from scipy.special import expit, gammaln, logsumexp
 
-from implicitppl.infer import black_box
+from implicitppl.models import black_box
 
 RIDGE, DEGREES = 1e-3, 50.0
 LENGTH_PRIOR, AMPLITUDE_PRIOR = (0.5, 1.0), (1.0, 1.0)  # of the logs; inputs are standardised

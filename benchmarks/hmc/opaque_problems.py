@@ -28,7 +28,7 @@ from scipy.integrate import solve_ivp
 
 from benchmarks.accuracy.posteriors import scalars
 from benchmarks.hmc.lotka_volterra import lotka_volterra
-from implicitppl.infer import black_box
+from implicitppl.models import black_box
 
 HARES = """30 47.2 70.2 77.4 36.3 20.6 18.1 21.4 22 25.4 27.1 40.3 57 76.6 52.3 19.5 11.2 7.6 14.6
            16.2 24.7"""

@@ -7,7 +7,7 @@ are imported when a function that needs them is called.
 """
 
 from implicitppl.diagnostics._arviz.containers import to_arviz
-from implicitppl.diagnostics._guide_draws import GuideDraws, Target, guide_draws, posterior_target
+from implicitppl.diagnostics._guide_draws import GuideDraws, guide_draws
 from implicitppl.diagnostics._guide_report.compare import Comparison, compare
 from implicitppl.diagnostics._guide_report.report import Report, Row, report
 from implicitppl.diagnostics._plots.guides import plot_forest, plot_loss, plot_pair
@@ -48,7 +48,6 @@ __all__ = [
     "ScoreSlope",
     "SteinSlopes",
     "SurrogateReport",
-    "Target",
     "calibration",
     "compare",
     "guide_draws",
@@ -61,7 +60,6 @@ __all__ = [
     "plot_pair",
     "plot_selection",
     "plot_surrogate",
-    "posterior_target",
     "report",
     "restart_spread",
     "run_limit",

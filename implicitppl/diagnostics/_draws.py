@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from implicitppl.models._sites import site_labels
+
 Draws = dict[str, np.ndarray]
 
 
@@ -41,13 +43,6 @@ def as_draws(name: str, source: Any, var_names: Sequence[str] | None = None) -> 
 def _stacked(variable: Any) -> np.ndarray:
     values = variable.transpose("chain", "draw", ...).values
     return values.reshape((-1, *values.shape[2:]))
-
-
-def site_labels(site: str, shape: tuple[int, ...]) -> list[str]:
-    """`["mu"]` for a scalar site, `["x[0]", "x[1]"]` for a vector."""
-    if not shape:
-        return [site]
-    return [f"{site}[{','.join(map(str, index))}]" for index in np.ndindex(*shape)]
 
 
 def columns(draws: Draws) -> tuple[list[str], np.ndarray]:

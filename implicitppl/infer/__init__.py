@@ -1,6 +1,5 @@
-"""What plugs into `numpyro.infer`: guides, losses, `fit`, black boxes, kernels, `LongMCMC`."""
+"""What plugs into `numpyro.infer`: guides, losses, `fit`, kernels, `LongMCMC`."""
 
-from implicitppl.infer._black_box import BlackBoxError, black_box, surrogate
 from implicitppl.infer._functional.loss import FunctionalELBO
 from implicitppl.infer._functional.posterior import FunctionSamples, function_posterior, predict
 from implicitppl.infer._functional.report import FunctionalReport
@@ -15,7 +14,6 @@ from implicitppl.infer._score_hmc.state import ScoreHMCState
 __all__ = [
     "AutoImplicit",
     "Bank",
-    "BlackBoxError",
     "FitResult",
     "FunctionSamples",
     "FunctionalELBO",
@@ -24,9 +22,7 @@ __all__ = [
     "LongMCMC",
     "ScoreHMC",
     "ScoreHMCState",
-    "black_box",
     "fit",
     "function_posterior",
     "predict",
-    "surrogate",
 ]

@@ -10,7 +10,8 @@ from jaxtyping import Array
 from numpyro.infer import MCMC
 
 from implicitppl.diagnostics import to_arviz
-from implicitppl.infer import ScoreHMC, black_box
+from implicitppl.infer import ScoreHMC
+from implicitppl.models import black_box
 
 X = jnp.ones(3)
 CALLS: list[float] = []

@@ -14,9 +14,10 @@ from jax import random
 from numpyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoNormal
 from scipy import stats
 
-from implicitppl.diagnostics import guide_draws, posterior_target, report
+from implicitppl.diagnostics import guide_draws, report
 from implicitppl.diagnostics._guide_draws import GuideDraws
 from implicitppl.diagnostics._guide_report.rows import psis_rows
+from implicitppl.models import posterior_target
 
 COVARIANCE = np.array([[1.0, 0.8], [0.8, 1.0]])
 ROOT = jnp.asarray(np.linalg.cholesky(COVARIANCE), jnp.float32)

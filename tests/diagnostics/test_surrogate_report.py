@@ -220,7 +220,7 @@ def test_a_run_of_score_hmc():
     def model():
         x = numpyro.sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
         numpyro.deterministic("constant", jnp.zeros(()))
-        y = ip.infer.black_box("square", lambda x: x**2, x, out=(2,))
+        y = ip.models.black_box("square", lambda x: x**2, x, out=(2,))
         numpyro.sample("y", dist.Normal(x + 0.1 * y, 1.0).to_event(1), obs=jnp.ones(2))
 
     kernel = ip.infer.ScoreHMC(model)

@@ -33,8 +33,9 @@ import pytest
 from numpyro.infer import SVI
 
 from implicitppl.distributions import Implicit
-from implicitppl.infer import ImplicitELBO, _sites
+from implicitppl.infer import ImplicitELBO
 from implicitppl.infer._guides import elbo as _elbo
+from implicitppl.models import _sites
 
 N, B = 12, 4
 X = jnp.linspace(-2.0, 3.0, N)

@@ -27,11 +27,10 @@ from numpyro.infer.inspect import get_dependencies, get_model_relations
 from numpyro.infer.util import constrain_fn, initialize_model
 
 from implicitppl.diagnostics import to_arviz
-from implicitppl.infer._black_box import (
-    black_box,
+from implicitppl.models import black_box, replace_boxes
+from implicitppl.models._boxes.handlers import (
     find_boxes,
     recorded,
-    surrogate,
     with_randomness,
     with_surrogates,
 )
@@ -237,7 +236,7 @@ def test_a_supplied_value_leaves_the_host_idle(square):
     traces = [
         handlers.trace(handlers.substitute(run, {"box": 5.0})).get_trace(),
         handlers.trace(with_surrogates(run, {"box": lambda x: 5.0 + 0.0 * x})).get_trace(),
-        handlers.trace(handlers.seed(surrogate(model, {"box": jnp.cos}), 0)).get_trace(),
+        handlers.trace(handlers.seed(replace_boxes(model, {"box": jnp.cos}), 0)).get_trace(),
     ]
     assert square.calls == 0
     assert [float(trace["y"]["fn"].loc) for trace in traces[:2]] == [5.0, 5.0]
@@ -369,7 +368,7 @@ def test_a_derivative_is_refused_with_the_remedies_and_elsewhere_not_in_the_way(
 def test_svi_over_a_surrogate_finds_the_posterior(double):
     """X ~ N(0, 1), y ~ N(2x, 0.5), y = 1: precision 1 + 4/0.25 = 17, mean 8/17."""
     host = Host(lambda x: 3.0 * x)  # not what the surrogate says: the answer tells who was used
-    model = surrogate(line(host), {"box": lambda x: 2.0 * x})
+    model = replace_boxes(line(host), {"box": lambda x: 2.0 * x})
     assert model.__name__ == "model"
     guide = AutoNormal(model)
     svi = SVI(model, guide, numpyro.optim.Adam(2e-2), Trace_ELBO(20))
@@ -384,21 +383,21 @@ def test_a_surrogate_must_fit_the_model(square):
     class Fitted:
         surrogates = {"box": lambda x: 2.0 * x}  # noqa: RUF012
 
-    smooth = surrogate(line(square), Fitted())
+    smooth = replace_boxes(line(square), Fitted())
     trace = handlers.trace(handlers.substitute(smooth, {"x": jnp.array(1.5)})).get_trace()
     assert float(trace["box"]["value"]) == 3.0
-    counts = surrogate(line(square), {"box": lambda x: jnp.array(3, jnp.int32)})
+    counts = replace_boxes(line(square), {"box": lambda x: jnp.array(3, jnp.int32)})
     trace = handlers.trace(handlers.seed(counts, 0)).get_trace()
     assert trace["box"]["value"].dtype == jnp.float32
-    unknown = surrogate(line(square), {"bax": jnp.cos})
+    unknown = replace_boxes(line(square), {"bax": jnp.cos})
     with pytest.raises(ValueError, match=r"which has \['box'\]; got \['bax'\]"):
         handlers.seed(unknown, 0)()
-    wide = surrogate(line(square), {"box": lambda x: jnp.stack([x, x])})
+    wide = replace_boxes(line(square), {"box": lambda x: jnp.stack([x, x])})
     with pytest.raises(ValueError, match=r"'box' must return shape \(\); got \(2,\)"):
         handlers.seed(wide, 0)()
     for wrong in ([jnp.cos], {"box": 3.0}):
         with pytest.raises(ValueError, match="`fitted` must map names"):
-            surrogate(line(square), wrong)
+            replace_boxes(line(square), wrong)
 
 
 # Failures

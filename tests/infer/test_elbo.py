@@ -18,7 +18,7 @@ from numpyro.infer import SVI, RenyiELBO, Trace_ELBO
 from implicitppl.distributions import Implicit, ImplicitDensityError
 from implicitppl.infer import ImplicitELBO
 from implicitppl.infer._guides.provenance import joint_groups, parents
-from implicitppl.infer._sites import latent_sites
+from implicitppl.models._sites import latent_sites
 from implicitppl.score import SSGE, Gaussian
 from implicitppl.score._in_sample import gaussian_entropy
 

@@ -24,10 +24,11 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
 from implicitppl.diagnostics import to_arviz
-from implicitppl.infer import LongMCMC, ScoreHMC, black_box
+from implicitppl.infer import LongMCMC, ScoreHMC
 from implicitppl.infer._long import mcmc as _long_mcmc
 from implicitppl.infer._long.blocks import Blocks, Plan, raw
 from implicitppl.infer._long.run import progress_text
+from implicitppl.models import black_box
 from tests.helpers import compilations
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from scipy import stats
 
 import implicitppl as ip
 from implicitppl._core.frames import Frame
-from implicitppl.infer import Bank, ScoreHMC, black_box
+from implicitppl.infer import Bank, ScoreHMC
 from implicitppl.infer._score_hmc import kinds as _adapt
 from implicitppl.infer._score_hmc.bank import empty_bank, filled
 from implicitppl.infer._score_hmc.chains import Options
@@ -26,6 +26,7 @@ from implicitppl.infer._score_hmc.plan import make_plan
 from implicitppl.infer._score_hmc.problem import WholeProblem
 from implicitppl.infer._score_hmc.step import _adapt as learn_moves
 from implicitppl.infer._score_hmc.warmup import descending
+from implicitppl.models import black_box
 
 CHAINS, WARMUP, DRAWS = 2, 30, 60  # few evaluations: one size of fit is compiled, not two
 FIELDS = ("accept_prob", "num_evaluations", "bank_size", "surrogate_error", "move", "num_failures")

@@ -14,10 +14,11 @@ from numpyro.infer import MCMC
 
 import implicitppl as ip
 from implicitppl._core.frames import Frame
-from implicitppl.infer import ScoreHMC, black_box
+from implicitppl.infer import ScoreHMC
 from implicitppl.infer._score_hmc import kinds as _adapt
 from implicitppl.infer._score_hmc.learners.history import Force, make_history
 from implicitppl.infer._score_hmc.plan import make_plan
+from implicitppl.models import black_box
 
 ESTIMATORS = {
     "gaussian": ip.score.Gaussian(),

@@ -25,7 +25,7 @@ def host(x):
 
 def model():
     x = numpyro.sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-    mean = ip.infer.black_box("mean", host, x, out=(2,))
+    mean = ip.models.black_box("mean", host, x, out=(2,))
     numpyro.sample("y", dist.Normal(mean, 0.5).to_event(1), obs=Y)
 
 mesh = jax.make_mesh((8,), ("c",), axis_types=(AxisType.Auto,))

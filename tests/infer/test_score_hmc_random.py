@@ -12,8 +12,9 @@ import pytest
 from jaxtyping import Array
 from numpyro.infer import MCMC
 
-from implicitppl.infer import ScoreHMC, black_box
+from implicitppl.infer import ScoreHMC
 from implicitppl.infer._score_hmc.noise import measured, moved, new_meter, num_measured
+from implicitppl.models import black_box
 
 WARMUP, CHAINS = 40, 4
 KNOWN = numpyro.distributions.Normal(0.0, 1.0)  # prior; the exact likelihood is N(1 | x, 1)

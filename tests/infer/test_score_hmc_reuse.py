@@ -13,10 +13,11 @@ import pytest
 from jaxtyping import Array
 from scipy import stats
 
-from implicitppl.infer import Bank, ScoreHMC, black_box
+from implicitppl.infer import Bank, ScoreHMC
 from implicitppl.infer._score_hmc.bank import empty_bank, filled, joined
 from implicitppl.infer._score_hmc.problem import Evaluation
 from implicitppl.infer._score_hmc.reuse import add_all
+from implicitppl.models import black_box
 
 KEYS = jax.random.split(jax.random.key(1), 2)
 POINTS = {"mu": np.array([2.5, 2.9, 3.1, 3.4], np.float32)}

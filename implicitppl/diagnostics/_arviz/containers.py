@@ -20,18 +20,16 @@ from numpyro.infer.autoguide import AutoGuide
 
 from implicitppl._core.checks import check_count
 from implicitppl.diagnostics._arviz.functions import FunctionDraws, drawn_functions
-from implicitppl.diagnostics._arviz.replay import (
+from implicitppl.diagnostics._arviz.replay import numpy_dict, replay, site_dims
+from implicitppl.diagnostics._arviz.versions import container, import_arviz
+from implicitppl.diagnostics._guide_draws import params_of
+from implicitppl.models._sites import (
     forget_data,
     is_black_box,
     is_latent,
     is_likelihood,
     model_trace,
-    numpy_dict,
-    replay,
-    site_dims,
 )
-from implicitppl.diagnostics._arviz.versions import container, import_arviz
-from implicitppl.diagnostics._guide_draws import params_of
 
 _STAT_NAMES = {
     "potential_energy": "lp",

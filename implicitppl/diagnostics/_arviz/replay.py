@@ -1,9 +1,5 @@
 """Replay a NumPyro model at given draws: likelihoods, predictions, deterministic values.
 
-A site counts as a *likelihood* if it is observed and its distribution is a density of data:
-`numpyro.factor` (an observed `Unit` distribution) and surrogates are terms of a density, not data,
-and would be exported as zeros or as log likelihoods that no observation belongs to.
-
 Shapes: draws `(S, ...)` per site.
 """
 
@@ -14,53 +10,8 @@ import jax
 import numpy as np
 from jax import lax, random
 from jaxtyping import Array
-from numpyro import distributions as dist
-from numpyro import handlers
-from numpyro.primitives import Messenger
 
-from implicitppl.diagnostics._guide_draws import is_surrogate
-
-
-def is_likelihood(site: Mapping[str, Any]) -> bool:
-    """Whether a trace site is observed data with a density of its own."""
-    if site["type"] != "sample" or not site["is_observed"]:
-        return False
-    fn = site["fn"]
-    while fn is not None:
-        if isinstance(fn, dist.Unit):
-            return False
-        fn = getattr(fn, "base_dist", None)
-    return not is_surrogate(site["fn"])
-
-
-def is_black_box(site: Mapping[str, Any]) -> bool:
-    """Whether the value of a site comes from a host function (`implicitppl.infer.black_box`)."""
-    return "black_box" in site.get("infer", {})
-
-
-def is_latent(site: Mapping[str, Any]) -> bool:
-    """Whether a trace site is an unobserved draw."""
-    return site["type"] == "sample" and not site["is_observed"]
-
-
-class forget_data(Messenger):  # noqa: N801, a NumPyro handler
-    """Handler that turns likelihood sites into sites to sample, and leaves factors alone."""
-
-    def process_message(self, msg: Any) -> None:
-        """Drop the observed value; the seed handler outside supplies the key."""
-        if is_likelihood(msg):
-            msg["is_observed"] = False
-            msg["value"] = None
-
-
-def model_trace(
-    model: Any, draw: Any, args: tuple, kwargs: dict[str, Any], key: Array | None = None
-) -> Any:
-    """Trace of the model at one draw."""
-    seeded = handlers.seed(
-        handlers.substitute(model, data=draw), random.key(0) if key is None else key
-    )
-    return handlers.trace(seeded).get_trace(*args, **kwargs)
+from implicitppl.models._sites import forget_data, is_likelihood, model_trace
 
 
 def replay(

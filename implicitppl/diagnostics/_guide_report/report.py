@@ -17,13 +17,7 @@ from jax import random
 from jaxtyping import Array
 
 from implicitppl._core.checks import check_count
-from implicitppl.diagnostics._guide_draws import (
-    GuideDraws,
-    Target,
-    guide_draws,
-    params_of,
-    posterior_target,
-)
+from implicitppl.diagnostics._guide_draws import GuideDraws, guide_draws, params_of
 from implicitppl.diagnostics._guide_report.rows import (
     Row,
     drift_rows,
@@ -35,6 +29,7 @@ from implicitppl.diagnostics._guide_report.rows import (
     score_rows,
     slope_rows,
 )
+from implicitppl.models._target import Target, posterior_target
 
 CHECKS = ("ksd", "slopes", "psis", "drift")
 

@@ -23,7 +23,7 @@ from jax import random
 from jaxtyping import Array
 
 from implicitppl.diagnostics._draws import as_draws, columns
-from implicitppl.diagnostics._guide_draws import GuideDraws, Target
+from implicitppl.diagnostics._guide_draws import GuideDraws
 from implicitppl.diagnostics._guide_report.compare import compare
 from implicitppl.diagnostics._statistics.drift import nuts_drift
 from implicitppl.diagnostics._statistics.ksd import kernel_stein_discrepancy
@@ -31,6 +31,7 @@ from implicitppl.diagnostics._statistics.psis import k_hat_limit, pareto_smooth
 from implicitppl.diagnostics._statistics.restarts import restart_spread
 from implicitppl.diagnostics._statistics.slopes import score_slope, stein_slopes
 from implicitppl.metrics._distances import sliced_wasserstein
+from implicitppl.models._target import Target
 
 _LEVEL = 0.01
 _MODES = "separated modes and their weights"

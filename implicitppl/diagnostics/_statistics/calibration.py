@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from implicitppl.diagnostics._draws import site_labels
+from implicitppl.models._sites import site_labels
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from implicitppl._core.checks import check_count
-from implicitppl.diagnostics._draws import site_labels
 from implicitppl.diagnostics._statistics.mixing import Mixing, mixing
 from implicitppl.diagnostics._surrogate_report.parts import (
     Groups,
@@ -40,6 +39,7 @@ from implicitppl.diagnostics._surrogate_report.warnings import (
     run_warnings,
     tail_warnings,
 )
+from implicitppl.models._sites import site_labels
 
 FIELDS = (
     "accept_prob",

@@ -28,7 +28,7 @@ from implicitppl.divergences._measurement import DataNoise, Measurement
 from implicitppl.divergences._score import ScoreKL
 from implicitppl.infer._functional.particles import Call, Step, dependence_named, run_particles
 from implicitppl.infer._functional.report import FunctionalReport, caveats
-from implicitppl.infer._guides.elbo import Params
+from implicitppl.models._sites import Params
 from implicitppl.score._contract import Estimator
 
 ModelLike = Callable[..., Any]

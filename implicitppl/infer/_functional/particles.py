@@ -29,9 +29,15 @@ from implicitppl.infer._functional.sites import (
     joined,
     without_functions,
 )
-from implicitppl.infer._guides.elbo import Params, merge_mutable, mutable_sites
-from implicitppl.infer._plates import shared_plates
-from implicitppl.infer._sites import kind_of, latent_sites, site_log_prob
+from implicitppl.models._plates import shared_plates
+from implicitppl.models._sites import (
+    Params,
+    kind_of,
+    latent_sites,
+    merge_mutable,
+    mutable_sites,
+    site_log_prob,
+)
 from implicitppl.processes import Process
 
 

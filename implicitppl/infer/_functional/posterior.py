@@ -23,8 +23,7 @@ from numpyro import handlers
 from implicitppl._core.cholesky import safe_cholesky
 from implicitppl._core.points import as_points
 from implicitppl.infer._functional.sites import function_name, is_function
-from implicitppl.infer._guides.elbo import Params
-from implicitppl.infer._sites import innermost
+from implicitppl.models._sites import Params, innermost
 from implicitppl.processes import Process
 
 ROWS_AT_ONCE = 4096

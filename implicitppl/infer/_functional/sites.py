@@ -14,7 +14,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 from numpyro.primitives import Messenger
 
-from implicitppl.infer._sites import innermost
+from implicitppl.models._sites import innermost
 from implicitppl.processes import Process
 
 Site = dict[str, Any]

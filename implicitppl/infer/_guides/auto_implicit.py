@@ -23,8 +23,9 @@ from numpyro.infer.initialization import init_to_median
 
 from implicitppl.distributions import Implicit, ResidualGenerator, SemiImplicit
 from implicitppl.infer._guides.gaussian import GaussianFit, fit_gaussian
-from implicitppl.infer._guides.starts import flat_log_density, prior_starts
-from implicitppl.infer._sites import latent_sites, look_at
+from implicitppl.infer._guides.starts import prior_starts
+from implicitppl.models._sites import latent_sites, look_at
+from implicitppl.models._target import flat_log_density
 
 START_RADIUS = 2.0  # NumPyro's own default for a uniform start
 

@@ -29,12 +29,15 @@ from numpyro.util import check_model_guide_match
 from implicitppl.distributions import SemiImplicit
 from implicitppl.infer._guides.provenance import joint_groups, parents
 from implicitppl.infer._guides.trust import bounded_gradient, bounded_pull
-from implicitppl.infer._plates import shared_plates
-from implicitppl.infer._sites import (
+from implicitppl.models._plates import shared_plates
+from implicitppl.models._sites import (
+    Params,
     Pulled,
     innermost,
     kind_of,
     latent_sites,
+    merge_mutable,
+    mutable_sites,
     pull_back,
     site_log_prob,
 )
@@ -42,7 +45,6 @@ from implicitppl.score import affine_stein_correction, entropy_surrogate
 from implicitppl.score._contract import Estimator
 from implicitppl.score._in_sample import default_estimator, gaussian_entropy
 
-Params = dict[str, Any]
 ModelLike = Callable[..., Any]
 
 CHANGE = "negative ELBO (by change of variables: exact while the sampler is one-to-one)"
@@ -307,17 +309,6 @@ class ImplicitELBO(ELBO):
         return jnp.sum(jnp.mean(weight, 0).reshape(-1) * log_q) - jnp.sum(
             jnp.mean(weight * log_det, 0)
         )
-
-
-def merge_mutable(values: Array) -> Array:
-    """Reduces a mutable value over the particles, keeping its dtype."""
-    if jnp.issubdtype(values.dtype, jnp.inexact):
-        return jnp.mean(values, axis=0)
-    return values[0]
-
-
-def mutable_sites(trace: Mapping[str, Any]) -> Params:
-    return {name: site["value"] for name, site in trace.items() if site["type"] == "mutable"}
 
 
 def _check_model(trace: Mapping[str, Any]) -> None:

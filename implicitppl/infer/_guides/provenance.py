@@ -17,7 +17,7 @@ from jaxtyping import Array, PRNGKeyArray
 from numpyro import handlers
 from numpyro.ops.provenance import eval_provenance
 
-from implicitppl.infer._sites import kind_of, latent_sites
+from implicitppl.models._sites import kind_of, latent_sites
 
 Guide = Callable[..., Any]
 _PREFIX = "site "

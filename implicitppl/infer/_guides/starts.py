@@ -12,53 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 from numpyro import handlers
 from numpyro.distributions import biject_to
-from numpyro.distributions.util import sum_rightmost
-from numpyro.infer.util import log_density
 
-from implicitppl.infer._sites import latent_sites
+from implicitppl.models._sites import latent_sites
+from implicitppl.models._target import LogDensity
 
 NUM_PRIOR_DRAWS = 200
-
-Sites = Mapping[str, dict[str, Any]]
-Unpack = Callable[[Array], dict[str, Array]]
-LogDensity = Callable[[Array, PRNGKeyArray], Array]
-
-
-def flat_log_density(
-    model: Callable[..., Any],
-    params: Mapping[str, Any],
-    sites: Sites,
-    unpack: Unpack,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> LogDensity:
-    """Returns (z, key) -> log p(x(z), y) + log|dx/dz|; the key draws the model's subsamples.
-
-    Args:
-        model: NumPyro model.
-        params: values of its parameters.
-        sites: latent sites of a trace, which fix the supports.
-        unpack: from the flat vector to unconstrained values by name.
-        args: of the model.
-        kwargs: of the model.
-    """
-
-    def density(z: Array, key: PRNGKeyArray) -> Array:
-        values, volume = {}, jnp.zeros(())
-        for name, u in unpack(z).items():
-            fn = sites[name]["fn"]
-            transform = biject_to(fn.support)
-            x = transform(u)
-            jacobian = transform.log_abs_det_jacobian(u, x)
-            rank = jnp.ndim(jacobian) - jnp.ndim(x) + fn.event_dim
-            volume = volume + jnp.sum(sum_rightmost(jacobian, rank))
-            values[name] = x
-        with handlers.block():
-            seeded = handlers.seed(model, key)
-            log_p, _ = log_density(seeded, args, kwargs, {**params, **values})
-        return log_p + volume
-
-    return density
 
 
 def prior_starts(

@@ -24,7 +24,7 @@ from implicitppl._train.schedule import Plan, drift, falls, rate_factor
 from implicitppl.infer._guides.auto_implicit import AutoImplicit
 from implicitppl.infer._guides.elbo import CHANGE, SURROGATE, ImplicitELBO
 from implicitppl.infer._guides.gaussian import GaussianFit
-from implicitppl.infer._sites import latent_sites, look_at
+from implicitppl.models._sites import latent_sites, look_at
 
 Params = dict[str, Any]
 GRADIENT_CLIP = 20.0

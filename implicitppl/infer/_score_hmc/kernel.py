@@ -111,7 +111,7 @@ class ScoreHMC(MCMCKernel):
         ...     return x**2
         >>> def model():
         ...     x = numpyro.sample("x", dist.Normal(2.0, 1.0))
-        ...     y = ip.infer.black_box("simulator", simulate, x, out=())
+        ...     y = ip.models.black_box("simulator", simulate, x, out=())
         ...     numpyro.sample("y", dist.Normal(y, 0.5), obs=4.0)
         >>> mcmc = MCMC(
         ...     ip.infer.ScoreHMC(model),

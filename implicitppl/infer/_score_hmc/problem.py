@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int
 from numpyro import handlers
 from numpyro.infer.util import potential_energy
 
-from implicitppl.infer._box_handlers import BoxInfo, recorded, with_randomness, with_surrogates
 from implicitppl.infer._score_hmc.noise import Noise
+from implicitppl.models._boxes.handlers import BoxInfo, recorded, with_randomness, with_surrogates
 
 WHOLE = "potential"
 Fits = Mapping[str, Callable[[Array], Array]]

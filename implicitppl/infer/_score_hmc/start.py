@@ -11,10 +11,10 @@ from jaxtyping import Array, Float, Int
 from numpyro import handlers
 from numpyro.infer.util import initialize_model, unconstrain_fn
 
-from implicitppl.infer._box_handlers import find_boxes, with_surrogates
 from implicitppl.infer._score_hmc.noise import Noise, draw
 from implicitppl.infer._score_hmc.problem import Evaluation, ModelProblem, Problem, WholeProblem
-from implicitppl.infer._sites import latent_sites, look_at
+from implicitppl.models._boxes.handlers import find_boxes, with_surrogates
+from implicitppl.models._sites import latent_sites, look_at
 
 MAX_STARTS = 100
 

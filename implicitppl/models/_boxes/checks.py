@@ -10,7 +10,7 @@ from jaxtyping import Array
 from numpyro.primitives import _PYRO_STACK
 from numpyro.util import is_prng_key
 
-from implicitppl.infer._host_call import BATCHED, HostCall
+from implicitppl.models._boxes.call import BATCHED, HostCall
 
 VMAP_METHODS = ("sequential", "sequential_unrolled", *BATCHED)
 ON_FAILURE = ("raise", "reject")

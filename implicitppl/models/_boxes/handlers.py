@@ -1,6 +1,6 @@
 """Handlers and helpers for models with black boxes: find, record, replace, make random.
 
-They act on the messages that `implicitppl.infer._black_box.black_box` sends, by the box's name in
+They act on the messages that `implicitppl.models._boxes.site.black_box` sends, by the box's name in
 the trace (with the prefix of a `numpyro.handlers.scope` inside of them).
 """
 
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.primitives import Messenger
 
-from implicitppl.infer._host_call import HostCall
-from implicitppl.infer._sites import look_at
+from implicitppl.models._boxes.call import HostCall
+from implicitppl.models._sites import look_at
 
 Message = dict[str, Any]
 
@@ -153,7 +153,7 @@ def _box_of(message: Message) -> HostCall | None:
     return message.get("infer", {}).get("black_box")
 
 
-def surrogate(model: Callable[..., Any], fitted: Any) -> Callable[..., Any]:
+def replace_boxes(model: Callable[..., Any], fitted: Any) -> Callable[..., Any]:
     """Returns the model with black boxes replaced by functions that JAX can differentiate.
 
     Args:
@@ -175,12 +175,12 @@ def surrogate(model: Callable[..., Any], fitted: Any) -> Callable[..., Any]:
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
         >>> from numpyro import handlers
-        >>> from implicitppl.infer import black_box, surrogate
+        >>> from implicitppl.infer import black_box, replace_boxes
         >>> def model():
         ...     x = numpyro.sample("x", dist.Normal(0.0, 1.0))
         ...     numpyro.factor("f", black_box("square", lambda x: -x * x, x, out=()))
         >>> def value(x):
-        ...     smooth = surrogate(model, {"square": lambda x: -x**2})
+        ...     smooth = replace_boxes(model, {"square": lambda x: -x**2})
         ...     run = handlers.trace(handlers.substitute(smooth, {"x": x})).get_trace()
         ...     return run["square"]["value"]
         >>> jax.grad(value)(3.0).item()

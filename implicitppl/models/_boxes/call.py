@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from implicitppl.infer._host_pool import Outcome, run
+from implicitppl.models._boxes.pool import Outcome, run
 
 OK, EXCEPTION, NOT_A_NUMBER, TIME_OUT = range(4)
 BATCHED = ("expand_dims", "broadcast_all")
@@ -194,7 +194,7 @@ def call_host(call: HostCall, *arrays: Array) -> tuple[Array, Array]:
         raise ValueError(
             f"Black box {call.name!r} has no derivative: its values come from a host function. "
             "Sample with `implicitppl.infer.ScoreHMC`, which needs none, or replace the box by a "
-            "differentiable surrogate, `implicitppl.infer.surrogate(model, fitted)`, for "
+            "differentiable surrogate, `implicitppl.models.replace_boxes(model, fitted)`, for "
             "gradient-based inference (SVI, NUTS, optimisation)."
         )
 

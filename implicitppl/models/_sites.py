@@ -5,17 +5,20 @@ An implicit site is unwrapped: `expand`, `to_event`, `mask` and transforms are p
 transforms, so that log q(x) = log q(u) - log |dx/du| with u the sampler's own output.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
+from jax import random
 from jaxtyping import Array
 from numpyro import handlers
 from numpyro.distributions import biject_to
 from numpyro.distributions.util import sum_rightmost
 from numpyro.infer.initialization import init_to_uniform
+from numpyro.primitives import Messenger
 
 from implicitppl.distributions import Implicit, SemiImplicit
 
@@ -139,3 +142,81 @@ def look_at(model: Callable[..., Any], args: Any, kwargs: Any, read: Callable[[A
             read(handlers.trace(started).get_trace(*args, **kwargs))
 
     jax.eval_shape(trace)
+
+
+def site_labels(site: str, shape: tuple[int, ...]) -> list[str]:
+    """`["mu"]` for a scalar site, `["x[0]", "x[1]"]` for a vector."""
+    if not shape:
+        return [site]
+    return [f"{site}[{','.join(map(str, index))}]" for index in np.ndindex(*shape)]
+
+
+def _base(fn: Any) -> Any:
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def is_surrogate(fn: Any) -> bool:
+    """Whether a distribution, under any wrapper, has a surrogate or no log density."""
+    while fn is not None:
+        if getattr(fn, "is_surrogate", False):
+            return True
+        fn = getattr(fn, "base_dist", None)
+    return False
+
+
+def is_likelihood(site: Mapping[str, Any]) -> bool:
+    """Whether a trace site is observed data with a density of its own."""
+    if site["type"] != "sample" or not site["is_observed"]:
+        return False
+    fn = site["fn"]
+    while fn is not None:
+        if isinstance(fn, dist.Unit):
+            return False
+        fn = getattr(fn, "base_dist", None)
+    return not is_surrogate(site["fn"])
+
+
+def is_black_box(site: Mapping[str, Any]) -> bool:
+    """Whether the value of a site comes from a host function (`implicitppl.models.black_box`)."""
+    return "black_box" in site.get("infer", {})
+
+
+def is_latent(site: Mapping[str, Any]) -> bool:
+    """Whether a trace site is an unobserved draw."""
+    return site["type"] == "sample" and not site["is_observed"]
+
+
+class forget_data(Messenger):  # noqa: N801, a NumPyro handler
+    """Handler that turns likelihood sites into sites to sample, and leaves factors alone."""
+
+    def process_message(self, msg: Any) -> None:
+        """Drop the observed value; the seed handler outside supplies the key."""
+        if is_likelihood(msg):
+            msg["is_observed"] = False
+            msg["value"] = None
+
+
+def model_trace(
+    model: Any, draw: Any, args: tuple, kwargs: dict[str, Any], key: Array | None = None
+) -> Any:
+    """Trace of the model at one draw."""
+    seeded = handlers.seed(
+        handlers.substitute(model, data=draw), random.key(0) if key is None else key
+    )
+    return handlers.trace(seeded).get_trace(*args, **kwargs)
+
+
+Params = dict[str, Any]
+
+
+def merge_mutable(values: Array) -> Array:
+    """Reduces a mutable value over the particles, keeping its dtype."""
+    if jnp.issubdtype(values.dtype, jnp.inexact):
+        return jnp.mean(values, axis=0)
+    return values[0]
+
+
+def mutable_sites(trace: Mapping[str, Any]) -> Params:
+    return {name: site["value"] for name, site in trace.items() if site["type"] == "mutable"}

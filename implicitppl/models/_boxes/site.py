@@ -19,31 +19,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from numpyro.primitives import _PYRO_STACK, apply_stack
 
-from implicitppl.infer._box_checks import check_context, check_options, checked_inputs, floats
-from implicitppl.infer._box_handlers import (
-    BoxInfo,
+from implicitppl.models._boxes.call import HostCall, call_host
+from implicitppl.models._boxes.checks import check_context, check_options, checked_inputs, floats
+from implicitppl.models._boxes.handlers import (
     Message,
-    Record,
-    find_boxes,
-    recorded,
-    surrogate,
     typed_key,
-    with_randomness,
-    with_surrogates,
 )
-from implicitppl.infer._host_call import BlackBoxError, HostCall, call_host
-
-__all__ = [
-    "BlackBoxError",
-    "BoxInfo",
-    "Record",
-    "black_box",
-    "find_boxes",
-    "recorded",
-    "surrogate",
-    "with_randomness",
-    "with_surrogates",
-]
 
 Shape = tuple[int, ...]
 

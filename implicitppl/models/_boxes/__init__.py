@@ -1,0 +1,1 @@
+"""Host functions as sites of a model."""
