@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import random
 from jaxtyping import Array
-from numpyro import distributions as dist
 from numpyro import handlers
 from numpyro.infer.autoguide import AutoContinuous
 
-from implicitppl.models._sites import _base, is_surrogate
+from implicitppl.models._call import Call
+from implicitppl.models._sites import has_density, is_latent, kind_of
 from implicitppl.models._target import Target
 
 
@@ -96,9 +96,8 @@ def guide_draws(
     else:
         posterior = _flat_posterior(guide, params)
         if posterior is None:
-            z, log_q = _trace_draws(
-                rng_key, guide, params, target, num_samples, model_args, dict(model_kwargs or {})
-            )
+            call = Call(guide, model_args, model_kwargs or {}, params)
+            z, log_q = _trace_draws(rng_key, call, target, num_samples)
         else:
             z, log_q = _sample_with_density(rng_key, posterior, num_samples)
             z = _reordered(guide, target, z)
@@ -130,22 +129,15 @@ def _sample_with_density(rng_key: Array, posterior: Any, num_samples: int) -> An
 
 def _trace_draws(
     rng_key: Array,
-    guide: Any,
-    params: Any,
+    guide: Call,
     target: Target,
     num_samples: int,
-    args: tuple,
-    kwargs: dict[str, Any],
 ) -> Any:
     keys = random.split(rng_key, num_samples)
 
-    def trace_of(key: Array) -> Any:
-        seeded = handlers.seed(handlers.substitute(guide, data=dict(params)), key)
-        return handlers.trace(seeded).get_trace(*args, **kwargs)
-
     def draw(key: Array) -> Any:
         with handlers.mask(mask=False):
-            trace = trace_of(key)
+            trace = guide.trace(key)
         missing = [k for k in target.sites if k not in trace]
         if missing:
             raise ValueError(
@@ -154,7 +146,7 @@ def _trace_draws(
         return {k: trace[k]["value"] for k in target.sites}
 
     def log_density(key: Array) -> Any:
-        return _trace_density(trace_of(key), target)
+        return _trace_density(guide.trace(key), target)
 
     z, volume = target.unconstrain(jax.jit(jax.vmap(draw))(keys))
     try:
@@ -169,11 +161,11 @@ def _trace_density(trace: Any, target: Target) -> Any:
     total, dims = jnp.zeros(()), 0
     size = {k: int(np.prod(s)) for k, s in zip(target.sites, target.shapes, strict=True)}
     for name, site in trace.items():
-        if site["type"] != "sample" or site["is_observed"]:
+        if not is_latent(site):
             continue
-        if is_surrogate(site["fn"]):
+        if not has_density(site["fn"]):
             raise ValueError(f"site {name!r} has no density")
-        if not isinstance(_base(site["fn"]), dist.Delta):
+        if kind_of(site) != "delta":
             dims += size.get(name, int(np.size(site["value"])))
         arguments = (site["intermediates"],) if site.get("intermediates") else ()
         total = total + jnp.sum(site["fn"].log_prob(site["value"], *arguments))

@@ -79,7 +79,7 @@ class Implicit(OrderedDistribution):
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     reparametrized_params: ClassVar[list[str]] = []
-    is_surrogate = True
+    has_density = False
     data_names = ("_arrays", "_context")
     aux_names = ("_static", "_support")
 

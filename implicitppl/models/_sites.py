@@ -1,28 +1,27 @@
-"""What a guide's sample site is to the loss: explicit, semi-implicit or implicit.
+"""What is in a trace: latent sites, data, black boxes, and sites with and without a density.
 
-An implicit site is unwrapped: `expand`, `to_event`, `mask` and transforms are peeled off until the
-`Implicit` distribution inside is reached, and the drawn value is pulled back through the
-transforms, so that log q(x) = log q(u) - log |dx/du| with u the sampler's own output.
+A site of a guide is explicit, semi-implicit or implicit to its loss. An implicit one is unwrapped:
+`expand`, `to_event`, `mask` and transforms are peeled off until the `Implicit` distribution inside
+is reached, and the drawn value is pulled back through the transforms, so that
+log q(x) = log q(u) - log |dx/du| with u the sampler's own output.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax import random
 from jaxtyping import Array
-from numpyro import handlers
 from numpyro.distributions import biject_to
 from numpyro.distributions.util import sum_rightmost
-from numpyro.infer.initialization import init_to_uniform
 from numpyro.primitives import Messenger
 
 from implicitppl.distributions import Implicit, SemiImplicit
 
 Site = dict[str, Any]
+Params = dict[str, Any]
 _WRAPPERS = (
     dist.ExpandedDistribution,
     dist.Independent,
@@ -43,15 +42,20 @@ class Pulled(NamedTuple):
     weight: Array
 
 
+def layers(fn: dist.Distribution | None) -> Iterator[dist.Distribution]:
+    """Yield a distribution and those that it wraps, the outermost first."""
+    while fn is not None:
+        yield fn
+        fn = getattr(fn, "base_dist", None)
+
+
 def innermost(fn: dist.Distribution) -> dist.Distribution:
-    """Returns the distribution inside expand, to_event, mask and transforms."""
-    while isinstance(fn, _WRAPPERS):
-        fn = fn.base_dist
-    return fn
+    """Return the distribution inside expand, to_event, mask and transforms."""
+    return next(layer for layer in layers(fn) if not isinstance(layer, _WRAPPERS))
 
 
 def kind_of(site: Site) -> str:
-    """Returns "implicit", "semi-implicit", "delta" or "explicit"."""
+    """Return "implicit", "semi-implicit", "delta" or "explicit"."""
     base = innermost(site["fn"])
     if isinstance(base, Implicit):
         return "implicit"
@@ -61,7 +65,7 @@ def kind_of(site: Site) -> str:
 
 
 def pull_back(site: Site) -> Pulled:
-    """Returns the value of a site before its transforms, with Jacobian and weight.
+    """Return the value of a site before its transforms, with Jacobian and weight.
 
     An implicit site is pulled back to the output of its sampler; another site, which is here as
     part of a joint score, to unconstrained space.
@@ -79,22 +83,21 @@ def pull_back(site: Site) -> Pulled:
 
 
 def _unwrap(fn: dist.Distribution) -> tuple[list[Any], Any]:
-    """Returns the transforms from the sampler's output outwards, and the mask."""
+    """Return the transforms from the sampler's output outwards, and the mask."""
     if not isinstance(innermost(fn), Implicit):
         return [biject_to(fn.support)], True
     outer: list[Any] = []
     mask: Any = True
-    while not isinstance(fn, Implicit):
-        if isinstance(fn, dist.MaskedDistribution):
-            mask = jnp.logical_and(mask, fn._mask)
-        elif isinstance(fn, dist.TransformedDistribution):
-            outer = [*fn.transforms, *outer]
-        fn = fn.base_dist
-    return [biject_to(fn.support), *outer], mask
+    for layer in layers(fn):
+        if isinstance(layer, dist.MaskedDistribution):
+            mask = jnp.logical_and(mask, layer._mask)
+        elif isinstance(layer, dist.TransformedDistribution):
+            outer = [*layer.transforms, *outer]
+    return [biject_to(innermost(fn).support), *outer], mask
 
 
 def site_log_prob(site: Site, *, path_gradient: bool = False) -> Array:
-    """Returns the scaled log density of a site that has one, summed over its elements."""
+    """Return the scaled log density of a site that has one, summed over its elements."""
     fn = site["fn"]
     if path_gradient:
         fn = with_path_gradient(fn)
@@ -106,7 +109,7 @@ def site_log_prob(site: Site, *, path_gradient: bool = False) -> Array:
 
 
 def with_path_gradient(fn: dist.Distribution) -> dist.Distribution:
-    """Returns `fn` with the semi-implicit distribution inside set to the path gradient."""
+    """Return `fn` with the semi-implicit distribution inside set to the path gradient."""
 
     def is_leaf(node: Any) -> bool:
         return isinstance(node, SemiImplicit)
@@ -116,32 +119,27 @@ def with_path_gradient(fn: dist.Distribution) -> dist.Distribution:
     )
 
 
-def latent_sites(trace: dict[str, Site]) -> dict[str, Site]:
-    """Returns the unobserved sample sites of a trace."""
-    return {
-        name: site
-        for name, site in trace.items()
-        if site["type"] == "sample" and not site["is_observed"]
-    }
+def latent_sites(trace: Mapping[str, Site]) -> dict[str, Site]:
+    """Return the unobserved sample sites of a trace."""
+    return {name: site for name, site in trace.items() if is_latent(site)}
+
+
+def discrete_latents(trace: Mapping[str, Site]) -> list[str]:
+    """Return the names of unobserved sites whose values are discrete: they have no gradient."""
+    return [n for n, site in latent_sites(trace).items() if site["fn"].support.is_discrete]
+
+
+def refuse_discrete_sites(trace: Mapping[str, Site], remedy: str) -> None:
+    """Raise `ValueError` for a latent site without a gradient, and name the remedy."""
+    for name in discrete_latents(trace):
+        raise ValueError(
+            f"Site '{name}' is latent and discrete: gradients do not pass through its draws. "
+            f"{remedy}"
+        )
 
 
 def _scale(site: Site) -> Any:
     return 1.0 if site["scale"] is None else site["scale"]
-
-
-def look_at(model: Callable[..., Any], args: Any, kwargs: Any, read: Callable[[Any], None]) -> None:
-    """Calls `read` with a trace of the model, made abstractly: nothing is computed.
-
-    Latent sites hold starting values instead of draws, because flat priors cannot be drawn from.
-    """
-
-    def trace() -> None:
-        with handlers.block():
-            seeded = handlers.seed(model, jax.random.key(0))
-            started = handlers.substitute(seeded, substitute_fn=init_to_uniform())
-            read(handlers.trace(started).get_trace(*args, **kwargs))
-
-    jax.eval_shape(trace)
 
 
 def site_labels(site: str, shape: tuple[int, ...]) -> list[str]:
@@ -151,40 +149,31 @@ def site_labels(site: str, shape: tuple[int, ...]) -> list[str]:
     return [f"{site}[{','.join(map(str, index))}]" for index in np.ndindex(*shape)]
 
 
-def _base(fn: Any) -> Any:
-    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
-        fn = fn.base_dist
-    return fn
-
-
-def is_surrogate(fn: Any) -> bool:
-    """Whether a distribution, under any wrapper, has a surrogate or no log density."""
-    while fn is not None:
-        if getattr(fn, "is_surrogate", False):
-            return True
-        fn = getattr(fn, "base_dist", None)
-    return False
+def has_density(fn: dist.Distribution) -> bool:
+    """Tell whether a distribution has a log density, under any wrapper."""
+    return all(getattr(layer, "has_density", True) for layer in layers(fn))
 
 
 def is_likelihood(site: Mapping[str, Any]) -> bool:
-    """Whether a trace site is observed data with a density of its own."""
+    """Tell whether a trace site is observed data with a density of its own.
+
+    `numpyro.factor` (an observed `Unit` distribution) and distributions without a density are terms
+    of a loss, not data: they would be exported as zeros, or as log likelihoods that no observation
+    belongs to.
+    """
     if site["type"] != "sample" or not site["is_observed"]:
         return False
-    fn = site["fn"]
-    while fn is not None:
-        if isinstance(fn, dist.Unit):
-            return False
-        fn = getattr(fn, "base_dist", None)
-    return not is_surrogate(site["fn"])
+    is_factor = any(isinstance(layer, dist.Unit) for layer in layers(site["fn"]))
+    return not is_factor and has_density(site["fn"])
 
 
 def is_black_box(site: Mapping[str, Any]) -> bool:
-    """Whether the value of a site comes from a host function (`implicitppl.models.black_box`)."""
+    """Tell whether the value of a site comes from a host function, see `black_box`."""
     return "black_box" in site.get("infer", {})
 
 
 def is_latent(site: Mapping[str, Any]) -> bool:
-    """Whether a trace site is an unobserved draw."""
+    """Tell whether a trace site is an unobserved draw."""
     return site["type"] == "sample" and not site["is_observed"]
 
 
@@ -198,25 +187,13 @@ class forget_data(Messenger):  # noqa: N801, a NumPyro handler
             msg["value"] = None
 
 
-def model_trace(
-    model: Any, draw: Any, args: tuple, kwargs: dict[str, Any], key: Array | None = None
-) -> Any:
-    """Trace of the model at one draw."""
-    seeded = handlers.seed(
-        handlers.substitute(model, data=draw), random.key(0) if key is None else key
-    )
-    return handlers.trace(seeded).get_trace(*args, **kwargs)
-
-
-Params = dict[str, Any]
-
-
 def merge_mutable(values: Array) -> Array:
-    """Reduces a mutable value over the particles, keeping its dtype."""
+    """Reduce a mutable value over the particles, keeping its dtype."""
     if jnp.issubdtype(values.dtype, jnp.inexact):
         return jnp.mean(values, axis=0)
     return values[0]
 
 
 def mutable_sites(trace: Mapping[str, Any]) -> Params:
+    """Return the values of mutable sites."""
     return {name: site["value"] for name, site in trace.items() if site["type"] == "mutable"}

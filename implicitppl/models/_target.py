@@ -26,6 +26,7 @@ from numpyro.distributions.util import sum_rightmost
 from numpyro.infer import init_to_uniform
 from numpyro.infer.util import get_transforms, initialize_model, log_density
 
+from implicitppl.models._call import Call, refuse_discrete
 from implicitppl.models._sites import site_labels
 
 
@@ -87,7 +88,7 @@ def posterior_target(
     """
     kwargs = dict(model_kwargs or {})
     fixed = handlers.substitute(model, data=dict(params)) if params else model
-    _refuse_discrete(fixed, model_args, kwargs)
+    refuse_discrete(Call(fixed, model_args, kwargs), "Sum them out of the model.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         info = initialize_model(
@@ -125,17 +126,6 @@ def posterior_target(
     )
 
 
-def _refuse_discrete(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Before `initialize_model`, which would try to enumerate discrete sites."""
-    seeded = handlers.substitute(
-        handlers.seed(model, random.key(0)), substitute_fn=init_to_uniform()
-    )
-    for k, site in handlers.trace(seeded).get_trace(*args, **kwargs).items():
-        latent = site["type"] == "sample" and not site["is_observed"]
-        if latent and site["fn"].support.is_discrete:
-            raise ValueError(f"`model` must have continuous latent sites only; got discrete {k!r}.")
-
-
 def _latent_sites(trace: Any, z: Any) -> tuple[str, ...]:
     sites = tuple(
         k for k, s in trace.items() if s["type"] == "sample" and not s["is_observed"] and k in z
@@ -164,23 +154,13 @@ Unpack = Callable[[Array], dict[str, Array]]
 LogDensity = Callable[[Array, PRNGKeyArray], Array]
 
 
-def flat_log_density(
-    model: Callable[..., Any],
-    params: Mapping[str, Any],
-    sites: Sites,
-    unpack: Unpack,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> LogDensity:
-    """Returns (z, key) -> log p(x(z), y) + log|dx/dz|; the key draws the model's subsamples.
+def flat_log_density(call: Call, sites: Sites, unpack: Unpack) -> LogDensity:
+    """Return (z, key) -> log p(x(z), y) + log|dx/dz|; the key draws the model's subsamples.
 
     Args:
-        model: NumPyro model.
-        params: values of its parameters.
+        call: of the model.
         sites: latent sites of a trace, which fix the supports.
         unpack: from the flat vector to unconstrained values by name.
-        args: of the model.
-        kwargs: of the model.
     """
 
     def density(z: Array, key: PRNGKeyArray) -> Array:
@@ -194,8 +174,8 @@ def flat_log_density(
             volume = volume + jnp.sum(sum_rightmost(jacobian, rank))
             values[name] = x
         with handlers.block():
-            seeded = handlers.seed(model, key)
-            log_p, _ = log_density(seeded, args, kwargs, {**params, **values})
+            seeded = handlers.seed(call.program, key)
+            log_p, _ = log_density(seeded, call.args, call.kwargs, {**call.params, **values})
         return log_p + volume
 
     return density

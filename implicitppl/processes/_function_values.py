@@ -41,7 +41,7 @@ class FunctionValues(OrderedDistribution):
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     reparametrized_params: ClassVar[list[str]] = []
-    is_surrogate = True
+    has_density = False
     data_names = ("_arrays", "x")
     aux_names = ("_static",)
 

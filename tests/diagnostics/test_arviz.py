@@ -25,7 +25,7 @@ SIGMA = jnp.array([15.0, 10, 16, 11, 9, 11, 10, 18])
 class Surrogate(dist.Normal):
     """Stands for a distribution whose log density means nothing."""
 
-    is_surrogate = True
+    has_density = False
 
 
 def schools(y, sigma):

@@ -239,5 +239,5 @@ def test_errors():
         numpyro.sample("p", dist.Normal(0, 1))
         numpyro.sample("k", dist.Bernoulli(0.5))
 
-    with pytest.raises(ValueError, match="continuous latent sites only; got discrete 'k'"):
+    with pytest.raises(ValueError, match=r"continuous latent sites only; got discrete \['k'\]"):
         posterior_target(discrete)

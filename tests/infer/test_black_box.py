@@ -34,6 +34,7 @@ from implicitppl.models._boxes.handlers import (
     with_randomness,
     with_surrogates,
 )
+from implicitppl.models._call import Call
 from tests.helpers import compilations
 
 KEY = jax.random.key(0)
@@ -565,7 +566,7 @@ def test_find_boxes_calls_no_host(square):
         black_box("box", square, x, jnp.zeros((n, 2)), out=(2,), key=KEY, noise=(4,), **REJECT)
         numpyro.deterministic("other", x)
 
-    (info,) = find_boxes(model, (3,), {}).values()
+    (info,) = find_boxes(Call(model, (3,))).values()
     assert square.calls == 0
     assert [(x.shape, x.dtype) for x in info.inputs] == [((), np.float32), ((3, 2), np.float32)]
     assert info.input_size == 7 and info.out.shape == (2,)

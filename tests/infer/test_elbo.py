@@ -18,6 +18,7 @@ from numpyro.infer import SVI, RenyiELBO, Trace_ELBO
 from implicitppl.distributions import Implicit, ImplicitDensityError
 from implicitppl.infer import ImplicitELBO
 from implicitppl.infer._guides.provenance import joint_groups, parents
+from implicitppl.models._call import Call
 from implicitppl.models._sites import latent_sites
 from implicitppl.score import SSGE, Gaussian
 from implicitppl.score._in_sample import gaussian_entropy
@@ -97,7 +98,7 @@ def test_provenance_sees_a_sampler_that_closes_over_a_site():
     seeded = handlers.seed(handlers.substitute(chain_guide, {"a": 0.1}), KEY)
     sites = latent_sites(handlers.trace(seeded).get_trace())
     values = {name: site["value"] for name, site in sites.items()}
-    found = parents(chain_guide, values, {"a": jnp.array(0.1)}, KEY, (), {})
+    found = parents(Call(chain_guide, params={"a": jnp.array(0.1)}), values, KEY)
     assert found == {"w": frozenset(), "z": frozenset({"w"})}
     assert joint_groups(sites, found, ["z"]) == [("w", "z")]
 
@@ -239,7 +240,7 @@ def test_a_discrete_latent_site_is_refused():
     def guide() -> None:
         numpyro.sample("k", dist.Bernoulli(0.5))
 
-    with pytest.raises(ValueError, match="'k' is discrete"):
+    with pytest.raises(ValueError, match="'k' is latent and discrete"):
         ImplicitELBO(4).loss(KEY, {}, model, guide)
 
 

@@ -19,6 +19,7 @@ from implicitppl._train.schedule import Plan, drift, falls, rate_factor
 from implicitppl.infer import AutoImplicit, ImplicitELBO, fit
 from implicitppl.infer._guides.fit import _runner
 from implicitppl.infer._guides.training import Runner, _subsamples
+from implicitppl.models._call import Call
 
 KEY = jax.random.key(0)
 LOSS = Trace_ELBO(8)
@@ -152,7 +153,7 @@ def test_only_plates_that_look_at_a_part_are_subsampled():
         with numpyro.plate("rows", 6, subsample_size=part):
             numpyro.sample("x", dist.Normal(0.0, 1.0))
 
-    assert [_subsamples(plates, (part,), {}) for part in (None, 6, 2)] == [False, False, True]
+    assert [_subsamples(Call(plates, (part,))) for part in (None, 6, 2)] == [False, False, True]
 
 
 def test_a_budget_that_is_no_multiple_of_the_checks_is_annealed():

@@ -60,7 +60,7 @@ PROCESSES = {
 @pytest.mark.parametrize("sample_shape", [(), (2,), (2, 3)])
 def test_shapes_through_expand_event_and_mask(make, event, sample_shape):
     d = make()(X)
-    assert isinstance(d, FunctionValues) and d.is_surrogate and d.has_rsample
+    assert isinstance(d, FunctionValues) and not d.has_density and d.has_rsample
     assert d.support == constraints.independent(constraints.real, len(event))
     assert d.event_shape == event and d.batch_shape == () and d.x.shape == (5, 1)
     assert d.sample(KEY, sample_shape).shape == (*sample_shape, *event)

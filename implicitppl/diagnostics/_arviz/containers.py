@@ -23,12 +23,12 @@ from implicitppl.diagnostics._arviz.functions import FunctionDraws, drawn_functi
 from implicitppl.diagnostics._arviz.replay import numpy_dict, replay, site_dims
 from implicitppl.diagnostics._arviz.versions import container, import_arviz
 from implicitppl.diagnostics._guide_draws import params_of
+from implicitppl.models._call import Call
 from implicitppl.models._sites import (
     forget_data,
     is_black_box,
     is_latent,
     is_likelihood,
-    model_trace,
 )
 
 _STAT_NAMES = {
@@ -161,7 +161,7 @@ class _Run:
         self.trace: dict[str, Any] = {}
         self.other_boxes: set[str] = set()  # given other inputs than in the run
         if model is not None:
-            self.trace = model_trace(model, self._first(), self.args, self.kwargs)
+            self.trace = self._trace_at(self.args, self.kwargs)
 
     def compare_boxes(self, args: tuple, kwargs: dict[str, Any]) -> None:
         """Find the black boxes whose outputs cannot be kept, by their inputs at the first draw.
@@ -170,14 +170,16 @@ class _Run:
             args: of the model, when the draws were made.
             kwargs: those given by name.
         """
-        before = model_trace(self.model, self._first(), args, kwargs)
+        before = self._trace_at(args, kwargs)
         for name, site in self.trace.items():
             if is_black_box(site) and not _same_inputs(site, before.get(name)):
                 self.other_boxes.add(name)
 
-    def _first(self) -> dict[str, Any]:
+    def _trace_at(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return a trace of the model at the first draw."""
         # As JAX arrays: a model may call `site.at[...]`.
-        return {k: jnp.asarray(v[0, 0]) for k, v in self.draws.items()}
+        first = {k: jnp.asarray(v[0, 0]) for k, v in self.draws.items()}
+        return Call(self.model, args, kwargs).trace(random.key(0), first)
 
     def latents(self) -> dict[str, Any]:
         """Flat draws `(S, ...)` of the model's latent sites; every one of them must be there.
@@ -283,7 +285,11 @@ def _replayed(key: Array, run: Any, switches: Any, batch_size: Any) -> dict[str,
     if not any(wanted.values()):
         return {}
     fixed, likelihood, new = replay(
-        key, run.model, run.latents(), run.args, run.kwargs, batch_size=batch_size, **wanted
+        key,
+        Call(run.model, run.args, run.kwargs),
+        run.latents(),
+        batch_size=batch_size,
+        **wanted,
     )
     shape = next(iter(run.draws.values())).shape[:2]
 

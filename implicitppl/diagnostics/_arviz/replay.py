@@ -11,15 +11,14 @@ import numpy as np
 from jax import lax, random
 from jaxtyping import Array
 
-from implicitppl.models._sites import forget_data, is_likelihood, model_trace
+from implicitppl.models._call import Call
+from implicitppl.models._sites import forget_data, is_likelihood
 
 
 def replay(
     key: Array,
-    model: Any,
+    model: Call,
     draws: Any,
-    args: tuple,
-    kwargs: dict[str, Any],
     *,
     deterministic: Any,
     log_likelihood: Any,
@@ -28,11 +27,12 @@ def replay(
 ) -> Any:
     """Values of a model at all draws: three dicts of `(S, ...)` arrays, empty where off."""
     num = next(iter(draws.values())).shape[0]
+    new_data = model._replace(program=forget_data(model.program))
 
     def one(inputs: Any) -> Any:
         key, draw = inputs
         given_key, new_key = random.split(key)
-        trace = model_trace(model, draw, args, kwargs, given_key)
+        trace = model.trace(given_key, draw)
         fixed = {
             k: s["value"]
             for k, s in trace.items()
@@ -46,7 +46,7 @@ def replay(
         new = {}
         if predictive:
             data = [k for k, s in trace.items() if is_likelihood(s)]
-            simulated = model_trace(forget_data(model), draw, args, kwargs, new_key)
+            simulated = new_data.trace(new_key, draw)
             new = {k: simulated[k]["value"] for k in data}
         return fixed, likelihood, new
 

@@ -26,8 +26,9 @@ from implicitppl.divergences._divergence import Divergence, GaussianKL, GridKL, 
 from implicitppl.divergences._growth import growth
 from implicitppl.divergences._measurement import DataNoise, Measurement
 from implicitppl.divergences._score import ScoreKL
-from implicitppl.infer._functional.particles import Call, Step, dependence_named, run_particles
+from implicitppl.infer._functional.particles import Step, dependence_named, run_particles
 from implicitppl.infer._functional.report import FunctionalReport, caveats
+from implicitppl.models._call import Call
 from implicitppl.models._sites import Params
 from implicitppl.score._contract import Estimator
 
@@ -199,8 +200,9 @@ class FunctionalELBO(ELBO):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Step:
-        call = Call(model, guide, params, args, kwargs)
-        return run_particles(call, self.measurement, self.num_particles, key)
+        ours = Call(guide, args, kwargs, params)
+        theirs = ours._replace(program=model)
+        return run_particles(theirs, ours, self.measurement, self.num_particles, key)
 
     def _weight(self, step: Step) -> float:
         if not isinstance(self.weight, str):

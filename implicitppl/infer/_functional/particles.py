@@ -13,7 +13,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
-from numpyro import handlers
 from numpyro.util import check_model_guide_match
 
 from implicitppl.divergences._divergence import Pair, flat, make_pair
@@ -29,26 +28,17 @@ from implicitppl.infer._functional.sites import (
     joined,
     without_functions,
 )
+from implicitppl.models._call import Call
 from implicitppl.models._plates import shared_plates
 from implicitppl.models._sites import (
     Params,
     kind_of,
-    latent_sites,
     merge_mutable,
     mutable_sites,
+    refuse_discrete_sites,
     site_log_prob,
 )
 from implicitppl.processes import Process
-
-
-class Call(NamedTuple):
-    """A model and guide, and what they are called with."""
-
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
-    params: Params
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 class Comparison(NamedTuple):
@@ -122,7 +112,11 @@ class _Static(NamedTuple):
 
 
 def run_particles(
-    call: Call, measurement: Callable[..., Any] | None, num_particles: int, key: PRNGKeyArray
+    model: Call,
+    guide: Call,
+    measurement: Callable[..., Any] | None,
+    num_particles: int,
+    key: PRNGKeyArray,
 ) -> Step:
     """Return what all particles of a step gave.
 
@@ -133,7 +127,7 @@ def run_particles(
     known: list[_Static] = []
 
     def particle(key: PRNGKeyArray) -> tuple[_Own, _Shared]:
-        own, shared, static = _particle(call, measurement, key, plate_key, measure_key)
+        own, shared, static = _particle(model, guide, measurement, key, plate_key, measure_key)
         known.append(static)
         return own, shared
 
@@ -179,7 +173,8 @@ _DEPENDS = (
 
 
 def _particle(
-    call: Call,
+    model: Call,
+    guide: Call,
     measurement: Callable[..., Any] | None,
     key: PRNGKeyArray,
     plate_key: PRNGKeyArray,
@@ -187,16 +182,13 @@ def _particle(
 ) -> tuple[_Own, _Shared, _Static]:
     """Return what one particle gives; the other keys are the same for all particles."""
     guide_key, model_key = jax.random.split(key)
-    seeded = handlers.seed(handlers.substitute(call.guide, data=call.params), guide_key)
     drawn = function_draws()
     with shared_plates(key=plate_key), drawn:
-        guide_trace = handlers.trace(seeded).get_trace(*call.args, **call.kwargs)
+        guide_trace = guide.trace(guide_key)
     mutable = mutable_sites(guide_trace)
-    replayed = handlers.replay(handlers.seed(call.model, model_key), guide_trace)
-    substituted = handlers.substitute(replayed, data={**call.params, **mutable})
     given = function_values(draws=drawn.draws)
     with shared_plates(key=plate_key), given:
-        model_trace = handlers.trace(substituted).get_trace(*call.args, **call.kwargs)
+        model_trace = model.replayed(model_key, guide_trace, mutable)
     check_functions(model_trace, guide_trace)
     check_model_guide_match(without_functions(model_trace), without_functions(guide_trace))
     mutable.update(mutable_sites(model_trace))
@@ -242,10 +234,5 @@ def _explicit(trace: dict[str, Any]) -> Array:
                 "computed. Use a distribution with a density beside the functions."
             )
         total = total + site_log_prob(site)
-    for name, site in latent_sites(trace).items():
-        if site["fn"].support.is_discrete:
-            raise ValueError(
-                f"Site '{name}' is latent and discrete: gradients do not pass through its draws. "
-                "Sum it out of the model."
-            )
+    refuse_discrete_sites(trace, "Sum it out of the model.")
     return total

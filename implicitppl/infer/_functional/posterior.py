@@ -18,11 +18,11 @@ from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
-from numpyro import handlers
 
 from implicitppl._core.cholesky import safe_cholesky
 from implicitppl._core.points import as_points
 from implicitppl.infer._functional.sites import function_name, is_function
+from implicitppl.models._call import Call
 from implicitppl.models._sites import Params, innermost
 from implicitppl.processes import Process
 
@@ -46,8 +46,7 @@ def function_posterior(
     Raises:
         ValueError: if the guide draws no function.
     """
-    seeded = handlers.seed(handlers.substitute(guide, data=params), jax.random.key(0))
-    trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+    trace = Call(guide, args, kwargs, params).trace(jax.random.key(0))
     found: dict[str, Process] = {}
     for site in trace.values():
         if is_function(site):

@@ -24,9 +24,12 @@ from numpyro.infer.initialization import init_to_median
 from implicitppl.distributions import Implicit, ResidualGenerator, SemiImplicit
 from implicitppl.infer._guides.gaussian import GaussianFit, fit_gaussian
 from implicitppl.infer._guides.starts import prior_starts
-from implicitppl.models._sites import latent_sites, look_at
+from implicitppl.models._call import Call, refuse_discrete
 from implicitppl.models._target import flat_log_density
 
+_OTHER_GUIDE = (
+    "Sum them out, or hide them from this guide and give them another one (`AutoGuideList`)."
+)
 START_RADIUS = 2.0  # NumPyro's own default for a uniform start
 
 Params = dict[str, Any]
@@ -116,7 +119,7 @@ class AutoImplicit(AutoContinuous):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         """Looks at the model once, as every AutoGuide does; refuses discrete latent sites first."""
-        _refuse_discrete(self.model, args, kwargs)
+        refuse_discrete(Call(self.model, args, kwargs), _OTHER_GUIDE)
         super()._setup_prototype(*args, **kwargs)
         given = self._template()
         if isinstance(given, ResidualGenerator) and given.size != self.latent_dim:
@@ -261,15 +264,13 @@ class AutoImplicit(AutoContinuous):
         start_key, fit_key = jax.random.split(rng_key)
         model_params = {k: v for k, v in params.items() if k != self._site}
         sites = {k: v for k, v in self.prototype_trace.items() if k in self._init_locs}
-        density = flat_log_density(
-            self.model, model_params, sites, self._unpack_latent, args, kwargs
-        )
+        call = Call(self.model, args, kwargs, model_params)
+        density = flat_log_density(call, sites, self._unpack_latent)
         starts = jnp.asarray(self._init_latent)[None]
         more = self.num_starts - 1
         if more:
-            prior = (self.model, model_params, density, self._ravel, args, kwargs)
             try:
-                others = prior_starts(start_key, *prior, more)
+                others = prior_starts(start_key, call, density, self._ravel, more)
             except NotImplementedError:  # a prior that cannot be drawn from
                 shape, radius = (more, self.latent_dim), START_RADIUS
                 others = jax.random.uniform(start_key, shape, starts.dtype, -radius, radius)
@@ -364,19 +365,3 @@ class AutoImplicit(AutoContinuous):
     def median(self, params: Params, **options: Any) -> dict[str, Array]:
         """Returns the median of each site from draws; options as in `quantiles`."""
         return self.quantiles(params, 0.5, **options)
-
-
-def _refuse_discrete(model: Callable[..., Any], args: Any, kwargs: Any) -> None:
-    """Raises for a discrete latent site. The model is traced abstractly; nothing is computed."""
-    found: list[str] = []
-
-    def read(trace: dict[str, Any]) -> None:
-        sites = latent_sites(trace)
-        found.extend(name for name, site in sites.items() if site["fn"].support.is_discrete)
-
-    look_at(model, args, kwargs, read)
-    if found:
-        raise ValueError(
-            f"`model` must have continuous latent sites only; got discrete {found}. Sum them out, "
-            "or hide them from this guide and give them another one (`AutoGuideList`)."
-        )

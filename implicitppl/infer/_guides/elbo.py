@@ -22,23 +22,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
-from numpyro import handlers
 from numpyro.infer import ELBO
 from numpyro.util import check_model_guide_match
 
 from implicitppl.distributions import SemiImplicit
 from implicitppl.infer._guides.provenance import joint_groups, parents
 from implicitppl.infer._guides.trust import bounded_gradient, bounded_pull
+from implicitppl.models._call import Call
 from implicitppl.models._plates import shared_plates
 from implicitppl.models._sites import (
     Params,
     Pulled,
+    has_density,
     innermost,
     kind_of,
     latent_sites,
     merge_mutable,
     mutable_sites,
     pull_back,
+    refuse_discrete_sites,
     site_log_prob,
 )
 from implicitppl.score import affine_stein_correction, entropy_surrogate
@@ -139,8 +141,8 @@ class ImplicitELBO(ELBO):
         *args: Any,
         **kwargs: Any,
     ) -> str:
-        """Returns in words what the reported loss is, for this model and guide."""
-        trace = self._trace_guide(rng_key, rng_key, params, guide, args, kwargs)
+        """Return in words what the reported loss is, for this model and guide."""
+        trace = self._trace_guide(rng_key, rng_key, Call(guide, args, kwargs, params))
         kinds = {kind_of(site) for site in latent_sites(trace).values()}
         if "implicit" in kinds or ("semi-implicit" in kinds and self.score_sites == "all"):
             return SURROGATE
@@ -155,19 +157,21 @@ class ImplicitELBO(ELBO):
         *args: Any,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Returns the loss and the mutable state after the step, as NumPyro's losses do."""
+        """Return the loss and the mutable state after the step, as NumPyro's losses do."""
         plate_key, trace_key, particle_key, barrier_key = jax.random.split(rng_key, 4)
-        trace = self._trace_guide(trace_key, plate_key, param_map, guide, args, kwargs)
+        ours = Call(guide, args, kwargs, param_map)
+        trace = self._trace_guide(trace_key, plate_key, ours)
         if self.trust_radius is not None and self._changes_variables(trace):
             names = [n for n, s in trace.items() if s["type"] == "param" and n in param_map]
             bounded = bounded_gradient({name: param_map[name] for name in names})
-            param_map = {**param_map, **bounded}
-            trace = self._trace_guide(trace_key, plate_key, param_map, guide, args, kwargs)
-        groups = self._groups(trace_key, trace, param_map, guide, args, kwargs)
+            ours = ours._replace(params={**param_map, **bounded})
+            trace = self._trace_guide(trace_key, plate_key, ours)
+        groups = self._groups(trace_key, trace, ours)
         scored = {name for group in groups for name in group}
+        theirs = ours._replace(program=model)
 
         def particle(key: PRNGKeyArray) -> _Particle:
-            return self._particle(key, plate_key, param_map, model, guide, scored, args, kwargs)
+            return self._particle(key, plate_key, theirs, ours, scored)
 
         keys = jax.random.split(particle_key, self.num_particles)
         particles = self.vectorize_particles_fn(particle, keys)
@@ -178,44 +182,26 @@ class ImplicitELBO(ELBO):
         return {"loss": loss, "mutable_state": mutable or None}
 
     def _trace_guide(
-        self,
-        key: PRNGKeyArray,
-        plate_key: PRNGKeyArray,
-        params: Params,
-        guide: ModelLike,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, key: PRNGKeyArray, plate_key: PRNGKeyArray, guide: Call
     ) -> dict[str, Any]:
-        seeded = handlers.seed(handlers.substitute(guide, data=params), key)
         bound: Any = contextlib.nullcontext()
         if self.trust_radius is not None:
             bound = bounded_pull(limit=self.trust_radius / self.num_particles)
         # Outside of the trace: what the trace records must be the bounded value, so that the bound
         # meets the gradients of log q and of log p together.
         with shared_plates(key=plate_key), bound:
-            return handlers.trace(seeded).get_trace(*args, **kwargs)
+            return guide.trace(key)
 
     def _is_scored(self, site: dict[str, Any]) -> bool:
         kind = kind_of(site)
         return kind == "implicit" or (kind == "semi-implicit" and self.score_sites == "all")
 
     def _groups(
-        self,
-        key: PRNGKeyArray,
-        trace: dict[str, Any],
-        params: Params,
-        guide: ModelLike,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, key: PRNGKeyArray, trace: dict[str, Any], guide: Call
     ) -> list[tuple[str, ...]]:
-        """Finds which sites need a score, and which of them jointly. Traced code, no run time."""
+        """Find which sites need a score, and which of them jointly. Traced code, no run time."""
         sites = latent_sites(trace)
-        for name, site in sites.items():
-            if site["fn"].support.is_discrete:
-                raise ValueError(
-                    f"Guide site '{name}' is discrete: gradients do not pass through its draws. "
-                    "Use a continuous guide."
-                )
+        refuse_discrete_sites(trace, "Use a continuous guide.")
         scored = [name for name, site in sites.items() if self._is_scored(site)]
         if not scored:
             return []
@@ -223,11 +209,12 @@ class ImplicitELBO(ELBO):
             return [tuple(scored)]
         values = {name: site["value"] for name, site in sites.items()}
         plates = {n: s["value"] for n, s in trace.items() if s["type"] == "plate"}
-        parents_of = parents(guide, values, {**params, **plates}, key, args, kwargs)
+        fixed = guide._replace(params={**guide.params, **plates})
+        parents_of = parents(fixed, values, key)
         return joint_groups(sites, parents_of, scored)
 
     def _barrier(self, key: PRNGKeyArray, trace: dict[str, Any]) -> Array:
-        """Returns the penalty that keeps semi-implicit sites one-to-one; 0 away from a fold."""
+        """Return the penalty that keeps semi-implicit sites one-to-one; 0 away from a fold."""
         total = jnp.zeros(())
         for fn in self._changes_variables(trace):
             num_samples = max(MIN_GUARDS, self.num_particles // 4)
@@ -243,16 +230,16 @@ class ImplicitELBO(ELBO):
         num_samples: int = 1000,
         **kwargs: Any,
     ) -> Array:
-        """Returns the largest share of folded draws among the semi-implicit sites of a guide.
+        """Return the largest share of folded draws among the semi-implicit sites of a guide.
 
         It should be 0, see `implicitppl.distributions.SemiImplicit.fold_share`.
         """
-        trace = self._trace_guide(rng_key, rng_key, params, guide, args, kwargs)
+        trace = self._trace_guide(rng_key, rng_key, Call(guide, args, kwargs, params))
         shares = [fn.fold_share(rng_key, num_samples) for fn in self._changes_variables(trace)]
         return jnp.max(jnp.stack([jnp.zeros(()), *shares]))
 
     def _changes_variables(self, trace: dict[str, Any]) -> list[SemiImplicit]:
-        """Returns the distributions of the sites whose density comes by change of variables."""
+        """Return the distributions of the sites whose density comes by change of variables."""
         sites = [site for site in latent_sites(trace).values() if not self._is_scored(site)]
         return [fn for fn in (innermost(s["fn"]) for s in sites) if isinstance(fn, SemiImplicit)]
 
@@ -260,21 +247,15 @@ class ImplicitELBO(ELBO):
         self,
         key: PRNGKeyArray,
         plate_key: PRNGKeyArray,
-        params: Params,
-        model: ModelLike,
-        guide: ModelLike,
+        model: Call,
+        guide: Call,
         scored: set[str],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
     ) -> _Particle:
         guide_key, model_key = jax.random.split(key)
-        guide_trace = self._trace_guide(guide_key, plate_key, params, guide, args, kwargs)
+        guide_trace = self._trace_guide(guide_key, plate_key, guide)
         mutable = mutable_sites(guide_trace)
-        replayed = handlers.replay(handlers.seed(model, model_key), guide_trace)
         with shared_plates(key=plate_key):
-            model_trace = handlers.trace(
-                handlers.substitute(replayed, data={**params, **mutable})
-            ).get_trace(*args, **kwargs)
+            model_trace = model.replayed(model_key, guide_trace, mutable)
         check_model_guide_match(model_trace, guide_trace)
         _check_model(model_trace)
         mutable.update(mutable_sites(model_trace))
@@ -294,7 +275,7 @@ class ImplicitELBO(ELBO):
         return _Particle(log_q - log_p, banks, mutable)
 
     def _group_loss(self, banks: list[Pulled]) -> Array:
-        """Returns the mean of log q over the particles: gradient from scores, value a bound."""
+        """Return the mean of log q over the particles: gradient from scores, value a bound."""
         u = jnp.concatenate([bank.u for bank in banks], axis=-1)
         log_det = sum((bank.log_det for bank in banks), start=jnp.zeros(()))
         weight = banks[-1].weight
@@ -312,18 +293,14 @@ class ImplicitELBO(ELBO):
 
 
 def _check_model(trace: Mapping[str, Any]) -> None:
-    """Refuses what this loss cannot treat, by name."""
+    """Refuse what this loss cannot treat, by name."""
     for name, site in trace.items():
         if site["type"] != "sample":
             continue
-        if getattr(innermost(site["fn"]), "is_surrogate", False):
+        if not has_density(site["fn"]):
             role = "observed" if site["is_observed"] else "latent"
             raise ValueError(
                 f"Model site '{name}' is {role} and implicit: its log density is needed and "
                 "cannot be computed. Use an `Implicit` distribution in the guide only."
             )
-        if not site["is_observed"] and site["fn"].support.is_discrete:
-            raise ValueError(
-                f"Model site '{name}' is latent and discrete: gradients do not pass through its "
-                "draws. Sum it out of the model, or use a continuous relaxation."
-            )
+    refuse_discrete_sites(trace, "Sum it out of the model, or use a continuous relaxation.")

@@ -8,35 +8,27 @@ finds w by abstract evaluation (`numpyro.ops.provenance`); samplers that close o
 because the dependence of a draw is tracked and not that of declared parameters only.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 from jaxtyping import Array, PRNGKeyArray
-from numpyro import handlers
 from numpyro.ops.provenance import eval_provenance
 
+from implicitppl.models._call import Call
 from implicitppl.models._sites import kind_of, latent_sites
 
-Guide = Callable[..., Any]
 _PREFIX = "site "
 
 
 def parents(
-    guide: Guide,
-    latents: Mapping[str, Array],
-    params: Mapping[str, Any],
-    key: PRNGKeyArray,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    guide: Call, latents: Mapping[str, Array], key: PRNGKeyArray
 ) -> dict[str, frozenset[str]]:
-    """Returns for each latent site the random sites that its distribution depends on, directly."""
+    """Return for each latent site the random sites that its distribution depends on, directly."""
 
     def draws(**values: Array) -> dict[str, Any]:
-        data = {**params, **{name.removeprefix(_PREFIX): x for name, x in values.items()}}
-        seeded = handlers.seed(handlers.substitute(guide, data=data), key)
-        trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+        trace = guide.trace(key, {name.removeprefix(_PREFIX): x for name, x in values.items()})
         return {
             name: (eqx.filter(jax.tree.leaves(site["fn"]), eqx.is_array), site["fn"].sample(key))
             for name, site in latent_sites(trace).items()

@@ -4,8 +4,7 @@ A prior median may lie in a minor mode, or where nothing moves. Some hundred dra
 little; the likeliest of them are further starts for the Gaussian (`gaussian.py`).
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from jaxtyping import Array, PRNGKeyArray
 from numpyro import handlers
 from numpyro.distributions import biject_to
 
+from implicitppl.models._call import Call
 from implicitppl.models._sites import latent_sites
 from implicitppl.models._target import LogDensity
 
@@ -21,15 +21,12 @@ NUM_PRIOR_DRAWS = 200
 
 def prior_starts(
     key: PRNGKeyArray,
-    model: Callable[..., Any],
-    params: Mapping[str, Any],
+    call: Call,
     density: LogDensity,
     ravel: Callable[[dict[str, Array]], Array],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
     num_starts: int,
 ) -> Array:
-    """Returns the likeliest of a few hundred prior draws, unconstrained, (num_starts, D).
+    """Return the likeliest of a few hundred prior draws, unconstrained, (num_starts, D).
 
     Raises:
         NotImplementedError: if some prior cannot be drawn from (a flat one, or one that has a
@@ -38,9 +35,8 @@ def prior_starts(
     draw_key, density_key = jax.random.split(key)
 
     def draw(key: PRNGKeyArray) -> Array:
-        seeded = handlers.seed(handlers.substitute(model, data=dict(params)), key)
         with handlers.block():
-            trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+            trace = call.trace(key)
         return ravel(
             {
                 name: biject_to(site["fn"].support).inv(site["value"])

@@ -24,7 +24,8 @@ from implicitppl._train.schedule import Plan, drift, falls, rate_factor
 from implicitppl.infer._guides.auto_implicit import AutoImplicit
 from implicitppl.infer._guides.elbo import CHANGE, SURROGATE, ImplicitELBO
 from implicitppl.infer._guides.gaussian import GaussianFit
-from implicitppl.models._sites import latent_sites, look_at
+from implicitppl.models._call import Call, look_at
+from implicitppl.models._sites import latent_sites
 
 Params = dict[str, Any]
 GRADIENT_CLIP = 20.0
@@ -94,7 +95,7 @@ class Runner:
             svi_state = self.svi.init(key, *args, init_params=init_params, **kwargs)
         if not self.objective:
             self.objective = self._describe(svi_state, args, kwargs)
-            self.subsamples = _subsamples(self.svi.model, args, kwargs)
+            self.subsamples = _subsamples(Call(self.svi.model, args, kwargs))
             if self.given_loss is None:
                 num_particles = DEFAULT_PARTICLES.get(self.objective, OTHER_PARTICLES)
                 self.svi.loss = ImplicitELBO(num_particles)
@@ -280,16 +281,14 @@ class Runner:
         return self.svi.optim.get_params(state.svi.optim_state)
 
 
-def _subsamples(model: Any, args: Any, kwargs: Any) -> bool:
-    """Tells whether a plate of the model looks at a part of its rows. Traced abstractly."""
-    found: list[bool] = []
+def _subsamples(call: Call) -> bool:
+    """Tell whether a plate of the model looks at a part of its rows. Traced abstractly."""
 
-    def read(trace: dict[str, Any]) -> None:
+    def read(trace: dict[str, Any]) -> bool:
         plates = (site["args"] for site in trace.values() if site["type"] == "plate")
-        found.extend(part not in (None, size) for size, part in plates)
+        return any(part not in (None, size) for size, part in plates)
 
-    look_at(model, args, kwargs, read)
-    return any(found)
+    return look_at(call, read)
 
 
 def _strong_types(state: FitState) -> FitState:

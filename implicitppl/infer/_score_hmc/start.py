@@ -14,7 +14,8 @@ from numpyro.infer.util import initialize_model, unconstrain_fn
 from implicitppl.infer._score_hmc.noise import Noise, draw
 from implicitppl.infer._score_hmc.problem import Evaluation, ModelProblem, Problem, WholeProblem
 from implicitppl.models._boxes.handlers import find_boxes, with_surrogates
-from implicitppl.models._sites import latent_sites, look_at
+from implicitppl.models._call import Call, look_at, refuse_discrete
+from implicitppl.models._sites import latent_sites
 
 MAX_STARTS = 100
 
@@ -46,8 +47,11 @@ def opaque_target(
         flat, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], init_params))
         assert potential_fn is not None
         return Target(WholeProblem(potential_fn, unravel), unravel, None, flat.size)
-    _check_latents(model, args, kwargs)
-    boxes = find_boxes(model, args, kwargs)
+    call = Call(model, args, kwargs)
+    refuse_discrete(call, "Sum them out of the likelihood.")
+    if not look_at(call, latent_sites):
+        raise ValueError("`model` must have a latent site; it has none.")
+    boxes = find_boxes(call)
     idle = {k: lambda *_, o=v.out: jnp.zeros(o.shape, o.dtype) for k, v in boxes.items()}
     quiet = with_surrogates(handlers.block(model, hide_fn=_is_data), idle)
     with numpyro.validation_enabled(False):  # of the zeros that stand in for the boxes
@@ -179,23 +183,6 @@ def _check(found: Evaluation, *, given: bool) -> None:
             f"No starting point with a finite potential in {MAX_STARTS} draws for chain(s) {bad}. "
             "Check the model and its black boxes, or give `init_strategy` or `init_params`."
         )
-
-
-def _check_latents(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> None:
-    """Raise for latent sites that have no gradient."""
-
-    def read(trace: dict[str, Any]) -> None:
-        found = latent_sites(trace)
-        discrete = [k for k, site in found.items() if site["fn"].support.is_discrete]
-        if discrete:
-            raise ValueError(
-                f"`model` must have continuous latent sites; {discrete} are discrete. Sum them out "
-                "of the likelihood."
-            )
-        if not found:
-            raise ValueError("`model` must have a latent site; it has none.")
-
-    look_at(model, args, kwargs, read)
 
 
 def _is_data(site: dict[str, Any]) -> bool:

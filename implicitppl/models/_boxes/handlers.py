@@ -15,7 +15,7 @@ from jaxtyping import Array, PRNGKeyArray
 from numpyro.primitives import Messenger
 
 from implicitppl.models._boxes.call import HostCall
-from implicitppl.models._sites import look_at
+from implicitppl.models._call import Call, look_at
 
 Message = dict[str, Any]
 
@@ -125,18 +125,18 @@ class Record(NamedTuple):
     status: Array | None
 
 
-def find_boxes(model: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, BoxInfo]:
-    """Returns the boxes that a run of the model meets, by name. No host is called."""
+def find_boxes(call: Call) -> dict[str, BoxInfo]:
+    """Return the boxes that a run of the model meets, by name. No host is called."""
+    return look_at(call, _boxes_in)
+
+
+def _boxes_in(trace: Mapping[str, Message]) -> dict[str, BoxInfo]:
     found: dict[str, BoxInfo] = {}
-
-    def read(trace: Mapping[str, Message]) -> None:
-        for name, site in trace.items():
-            call = _box_of(site)
-            if call is not None:
-                inputs = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in site["args"])
-                found[name] = BoxInfo(inputs, call.out, call.noise, call.random, call.on_failure)
-
-    look_at(model, args, kwargs, read)
+    for name, site in trace.items():
+        box = _box_of(site)
+        if box is not None:
+            inputs = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in site["args"])
+            found[name] = BoxInfo(inputs, box.out, box.noise, box.random, box.on_failure)
     return found
 
 

@@ -22,8 +22,9 @@ from implicitppl.divergences import (
     UniformBox,
 )
 from implicitppl.infer import FunctionalELBO, function_posterior
-from implicitppl.infer._functional.particles import Call, run_particles
+from implicitppl.infer._functional.particles import run_particles
 from implicitppl.kernels import RBF, Constant, Linear
+from implicitppl.models._call import Call
 from implicitppl.processes import (
     BayesianNetwork,
     FeatureProcess,
@@ -228,12 +229,12 @@ def test_values_are_those_of_one_function_at_all_points_and_the_model_sees_them(
 
     svi = SVI(looking, network_guide, optax.adam(1e-3), FunctionalELBO())
     params = svi.get_params(jax.jit(svi.init)(jax.random.key(0), X, Y))
-    call = Call(looking, network_guide, params, (X, Y), {})
+    calls = Call(looking, (X, Y), {}, params), Call(network_guide, (X, Y), {}, params)
     repeated = HeldInputs(X[:5])
 
     @jax.jit
     def drawn(key):
-        found = run_particles(call, repeated, 3, key).compared["f"]
+        found = run_particles(*calls, repeated, 3, key).compared["f"]
         assert found.x.shape == (35, 1) and found.num_inputs == 30
         assert isinstance(found.prior, GaussianProcess) and isinstance(found.guide, BayesianNetwork)
         return found.values
@@ -266,10 +267,13 @@ def test_all_particles_share_rows_and_batches_of_equal_size_compile_once():
         state, value = update(state, scale * X, Y)
         assert np.isfinite(value)
     assert len(traces) == before
-    call = Call(counting, guide, svi.get_params(state), (X, Y), {})
+    calls = (
+        Call(counting, (X, Y), {}, svi.get_params(state)),
+        Call(guide, (X, Y), {}, svi.get_params(state)),
+    )
 
     def drawn(key):
-        step = run_particles(call, None, 5, key)
+        step = run_particles(*calls, None, 5, key)
         assert step.batch_ratio == 3.0
         return step.compared["f"].x
 
@@ -292,8 +296,8 @@ def test_a_minibatch_has_the_log_likelihood_of_all_rows_in_the_mean():
         batched(x, y)
 
     def mean(model, batch):
-        call = Call(model, guide, {}, (X, Y, batch), {})
-        run = jax.jit(lambda key: run_particles(call, None, 20, key).loss)
+        calls = Call(model, (X, Y, batch), {}, {}), Call(guide, (X, Y, batch), {}, {})
+        run = jax.jit(lambda key: run_particles(*calls, None, 20, key).loss)
         values = np.array([float(run(k)) for k in jax.random.split(jax.random.key(0), 100)])
         return values.mean(), values.std(ddof=1) / 10
 
@@ -416,11 +420,14 @@ def test_two_calls_of_one_function_are_compared_at_both_sets_of_points():
     state = jax.jit(svi.init)(jax.random.key(0), X, Y)
     state, loss = jax.jit(svi.update)(state, X, Y)
     assert np.isfinite(loss)
-    call = Call(twice, guide, svi.get_params(state), (X, Y), {})
+    calls = (
+        Call(twice, (X, Y), {}, svi.get_params(state)),
+        Call(guide, (X, Y), {}, svi.get_params(state)),
+    )
 
     @jax.jit
     def drawn(key):
-        found = run_particles(call, HeldInputs(GRID[:3]), 4, key).compared
+        found = run_particles(*calls, HeldInputs(GRID[:3]), 4, key).compared
         assert list(found) == ["f"] and found["f"].x.shape == (30 + 41 + 3, 1)
         prior: Any = found["f"].prior
         assert prior.evidence is None  # the prior itself, and not given earlier values
