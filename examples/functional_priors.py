@@ -32,15 +32,10 @@ from numpyro.infer import SVI
 from statsmodels.datasets import nile
 
 from implicitppl.divergences import GaussianKL, UniformBox
-from implicitppl.gp import Fit, fit
+from implicitppl.gp import Fit, GaussianProcess, fit
 from implicitppl.infer import FunctionalELBO, function_posterior, predict
 from implicitppl.kernels import RBF
-from implicitppl.processes import (
-    BayesianNetwork,
-    GaussianProcess,
-    ParametricProcess,
-    PiecewiseConstant,
-)
+from implicitppl.processes import BayesianNetwork, ParametricProcess, PiecewiseConstant
 
 LEVELS, FUNCTIONS = 200, 300
 FLOW = (700.0, 1250.0)  # range of the levels, 10^8 m^3 a year

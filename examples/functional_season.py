@@ -31,10 +31,10 @@ from statsmodels.datasets import co2
 
 from implicitppl.diagnostics import to_arviz
 from implicitppl.divergences import GaussianKL, UniformBox
-from implicitppl.gp import Fit, fit
+from implicitppl.gp import Fit, GaussianProcess, fit
 from implicitppl.infer import FunctionalELBO, FunctionSamples, function_posterior, predict
 from implicitppl.kernels import RBF, Linear, Periodic
-from implicitppl.processes import BayesianNetwork, GaussianProcess, ParametricProcess
+from implicitppl.processes import BayesianNetwork, ParametricProcess
 
 FITTED, AHEAD = 72, 24
 SPACING = 0.65

@@ -22,9 +22,8 @@ from numpyro.distributions import HalfNormal, LogNormal
 from numpyro.infer import MCMC, NUTS, init_to_median
 
 from implicitppl.distributions import kernel_at, random_kernel
-from implicitppl.gp import fit
+from implicitppl.gp import GaussianProcess, fit
 from implicitppl.kernels import RBF, Linear, NeuralKernelNetwork, Periodic, RationalQuadratic
-from implicitppl.processes import GaussianProcess
 
 FIRST, LEARN, PREDICT = 1900, 70, 30
 YEARS = 20.0  # a unit of time

@@ -18,9 +18,8 @@ import numpy as np
 from numpyro.distributions import Normal
 from statsmodels.datasets import co2
 
-from implicitppl.gp import Fit, fit
+from implicitppl.gp import Fit, GaussianProcess, fit
 from implicitppl.kernels import RBF, Kernel, nkn_time_series
-from implicitppl.processes import GaussianProcess
 
 Start = Callable[[jax.Array], Kernel]
 

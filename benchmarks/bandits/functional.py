@@ -92,11 +92,11 @@ class ArmNetwork(ip.processes.ParametricProcess):
         return values
 
 
-def prior_of(kernel: Kernel, num_inputs: int) -> ip.processes.GaussianProcess:
+def prior_of(kernel: Kernel, num_inputs: int) -> ip.gp.GaussianProcess:
     """Return the process of f(x, a): that of the kernel in x (D,), independent between arms."""
     # A lengthscale far below 1 over the number of the arm.
     same_arm = RBF(1e-3).on([num_inputs])
-    return ip.processes.GaussianProcess(kernel.on(list(range(num_inputs))) * same_arm)
+    return ip.gp.GaussianProcess(kernel.on(list(range(num_inputs))) * same_arm)
 
 
 def likelihood(f: jax.Array, y: jax.Array, ratio: jax.Array, settings: Settings) -> None:

@@ -173,7 +173,7 @@ def refitted(state: Processes) -> Processes:
     y[: len(rows)] = (state.rewards[rows] - centre) / scale
     # A lengthscale far below 1 over the number of the arm: independent between arms.
     same_arm = RBF(1e-3).on([num_inputs])
-    process = ip.processes.GaussianProcess(state.kernel.on(list(range(num_inputs))) * same_arm)
+    process = ip.gp.GaussianProcess(state.kernel.on(list(range(num_inputs))) * same_arm)
     held = [name for name in ip.kernels.parameters(process) if name.startswith("kernel.second")]
     found = ip.gp.fit(
         process,

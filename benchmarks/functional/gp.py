@@ -62,7 +62,7 @@ def adam(num_steps: int, rate: jax.Array) -> optax.GradientTransformation:
 
 def fit_process(split: Split, settings: Settings) -> Any:
     """Return the fit of highest evidence: its process, its noise and its log evidence."""
-    process = ip.processes.GaussianProcess(rbf(split)[0])
+    process = ip.gp.GaussianProcess(rbf(split)[0])
     x, y = jnp.asarray(split.x), jnp.asarray(split.y)
     return ip.gp.fit(process, x, y, NOISE_VARIANCE**0.5, **settings._asdict())
 

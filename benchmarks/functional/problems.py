@@ -19,11 +19,10 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from examples.functional_priors import steps_posterior
-from implicitppl.gp import fit
+from implicitppl.gp import GaussianProcess, fit
 from implicitppl.kernels import RBF, Linear, Periodic
 from implicitppl.processes import (
     BayesianNetwork,
-    GaussianProcess,
     ParametricProcess,
     PiecewiseConstant,
     PiecewiseLinear,

@@ -65,7 +65,7 @@ def inference(name: str, batch: int, particles: int) -> SVI:
         return SVI(model, AutoNormal(model), optim, Trace_ELBO(num_particles=particles))
     settings = ours.Functional(0, 0.0, batch, NUM_MEASURED, particles, 0.01, 0.01)
     start = ours.network(jax.random.key(0), NUM_DIMS, settings)
-    prior = ip.processes.GaussianProcess(ip.kernels.RBF(jnp.full(NUM_DIMS, 3.0)))
+    prior = ip.gp.GaussianProcess(ip.kernels.RBF(jnp.full(NUM_DIMS, 3.0)))
     model, guide = ours.programs(NUM_ROWS, settings, start, prior)
     loss = FunctionalELBO(DataNoise(NUM_MEASURED), DIVERGENCES[name], num_particles=particles)
     return SVI(model, guide, optim, loss)

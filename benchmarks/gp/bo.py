@@ -30,14 +30,13 @@ from jax.scipy.stats import norm
 
 from benchmarks.common.paths import PICTURES, RESULTS
 from benchmarks.common.rows import provenance, read
-from implicitppl.gp import fit
+from implicitppl.gp import GaussianProcess, fit
 from implicitppl.kernels import (
     RBF,
     Kernel,
     NeuralKernelNetwork,
     nkn_bayesian_optimisation,
 )
-from implicitppl.processes import GaussianProcess
 
 FILE = RESULTS / "bo.jsonl"
 PICTURE = PICTURES / "bo.png"

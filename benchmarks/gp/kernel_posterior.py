@@ -32,9 +32,8 @@ from scipy.stats import norm
 from benchmarks.common.paths import RESULTS
 from benchmarks.common.rows import provenance, read
 from implicitppl.distributions import kernel_at, random_kernel
-from implicitppl.gp import fit
+from implicitppl.gp import GaussianProcess, fit
 from implicitppl.kernels import RBF, Linear, NeuralKernelNetwork, Periodic, RationalQuadratic
-from implicitppl.processes import GaussianProcess
 
 FILE = RESULTS / "kernel-posterior.jsonl"
 LEARN, PREDICT, STRIDE = 70, 22, 27

@@ -69,14 +69,14 @@ KERNELS: dict[str, Callable[[Split], list[Kernel]]] = {
 
 def run_ours(name: str, split: Split, settings: Settings) -> Run:
     """Return the run of one of `KERNELS`, exact or through inducing points."""
-    processes = [ip.processes.GaussianProcess(kernel) for kernel in KERNELS[name](split)]
+    processes = [ip.gp.GaussianProcess(kernel) for kernel in KERNELS[name](split)]
     if len(split.y) <= MOST_EXACT:
         return run_processes(processes, split, settings)
     found = run_processes([sparse(p, split) for p in processes], split, settings)
     return found._replace(info=found.info | {"num_inducing": NUM_INDUCING})
 
 
-def sparse(process: ip.processes.GaussianProcess, split: Split) -> ip.gp.SparseGaussianProcess:
+def sparse(process: ip.gp.GaussianProcess, split: Split) -> ip.gp.SparseGaussianProcess:
     """Return the process through inducing points at k-means centres of the inputs."""
     return ip.gp.SparseGaussianProcess(process, jnp.asarray(centres(split)))
 

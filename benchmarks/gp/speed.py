@@ -49,7 +49,7 @@ class Compilations:
 def ours(kernel: str, data: Split) -> tuple[Seconds, Seconds]:
     """Return functions that time a block of steps and a prediction of ours."""
     x, y, x_test = (jnp.asarray(a) for a in (data.x, data.y, data.x_test))
-    process = ip.processes.GaussianProcess(KERNELS[kernel](data)[0])
+    process = ip.gp.GaussianProcess(KERNELS[kernel](data)[0])
     noise = jnp.asarray(NOISE_VARIANCE**0.5)
 
     def train() -> float:

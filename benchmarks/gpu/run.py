@@ -93,23 +93,23 @@ def evidence_step(process: Any, x: jax.Array, y: jax.Array) -> tuple[Callable[..
 
 def exact(num: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     kernel = RBF(jnp.full(NUM_DIMS, 2.5, float))
-    return evidence_step(ip.processes.GaussianProcess(kernel), *points(num))
+    return evidence_step(ip.gp.GaussianProcess(kernel), *points(num))
 
 
 def network(num: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     x, y = points(num)
     kernel = nkn_regression(x, key=jax.random.key(0))
-    return evidence_step(ip.processes.GaussianProcess(kernel), x, y)
+    return evidence_step(ip.gp.GaussianProcess(kernel), x, y)
 
 
 def sparse(num: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     x, y = points(num)
-    process = ip.processes.GaussianProcess(RBF(jnp.full(NUM_DIMS, 2.5, float)))
+    process = ip.gp.GaussianProcess(RBF(jnp.full(NUM_DIMS, 2.5, float)))
     return evidence_step(ip.gp.SparseGaussianProcess(process, x[:500]), x, y)
 
 
 def iterative(num: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    process = ip.processes.GaussianProcess(RBF(jnp.full(NUM_DIMS, 2.5, float)))
+    process = ip.gp.GaussianProcess(RBF(jnp.full(NUM_DIMS, 2.5, float)))
     solver = ip.gp.IterativeGaussianProcess(process, key=jax.random.key(0))
     return evidence_step(solver, *points(num))
 

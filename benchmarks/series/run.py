@@ -24,9 +24,8 @@ import numpy as np
 from benchmarks.common.paths import RESULTS
 from benchmarks.common.rows import append, provenance, read
 from benchmarks.series.problems import Series, Start, airline, co2, cut, figures, kernels, sunspots
-from implicitppl.gp import Fit, best_fit
+from implicitppl.gp import Fit, GaussianProcess, best_fit
 from implicitppl.kernels import NeuralKernelNetwork, Periodic
-from implicitppl.processes import GaussianProcess
 
 KEY = ("series", "method", "seed")
 RESTARTS, SEEDS, STEPS = 3, 3, 300

@@ -57,7 +57,7 @@ def safe_cholesky(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from implicitppl.linalg import safe_cholesky
+        >>> from implicitppl._core.cholesky import safe_cholesky
         >>> safe_cholesky(4.0 * jnp.eye(2)).factor.tolist()
         [[2.0, 0.0], [0.0, 2.0]]
         >>> bool(safe_cholesky(jnp.ones((3, 3))).jitter > 0)  # rank one

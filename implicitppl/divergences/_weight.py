@@ -64,9 +64,9 @@ def batch_weight(
     Example:
         >>> import jax
         >>> import jax.numpy as jnp
-        >>> from implicitppl.infer import batch_weight
+        >>> from implicitppl.divergences import batch_weight
         >>> from implicitppl.kernels import RBF
-        >>> from implicitppl.processes import GaussianProcess
+        >>> from implicitppl.gp import GaussianProcess
         >>> x, prior = jnp.linspace(0, 30, 60), GaussianProcess(RBF(0.5))
         >>> posterior = prior.condition(x, jnp.sin(x), noise_scale=0.3)
         >>> weight = batch_weight(prior, posterior, x, 15, key=jax.random.key(0))

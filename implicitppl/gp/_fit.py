@@ -9,7 +9,7 @@ began; where a value or gradient is not finite the next point is half way back t
 
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -20,28 +20,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from implicitppl._core.checks import check_non_negative, check_positive
+from implicitppl.gp._model import HasEvidence
 from implicitppl.kernels import as_arrays, constrain, parameters, unconstrain
-
-
-@runtime_checkable
-class HasEvidence(Protocol):
-    """A model of functions that says how probable observations are under it."""
-
-    def check_data(self, x: Any, y: ArrayLike, observed: ArrayLike | None) -> tuple[Any, Any, Any]:
-        """Return inputs, outputs and mask as arrays, or raise `ValueError`."""
-        ...
-
-    def log_evidence(
-        self,
-        x: Any,
-        y: ArrayLike,
-        noise_scale: ArrayLike,
-        *,
-        observed: ArrayLike | None = None,
-    ) -> Float[Array, ""]:
-        """Return log p(y), or a lower bound of it."""
-        ...
-
 
 M = TypeVar("M", bound=HasEvidence)
 
@@ -107,7 +87,7 @@ def fit(
         >>> import jax.numpy as jnp
         >>> from implicitppl.gp import fit
         >>> from implicitppl.kernels import RBF
-        >>> from implicitppl.processes import GaussianProcess
+        >>> from implicitppl.gp import GaussianProcess
         >>> x = jnp.linspace(0, 6, 30)
         >>> found = fit(GaussianProcess(RBF()), x, jnp.sin(x), num_steps=100)
         >>> bool(found.log_evidence > found.history[0])
@@ -172,7 +152,7 @@ def best_fit(
         >>> import jax.numpy as jnp
         >>> from implicitppl.gp import best_fit
         >>> from implicitppl.kernels import Periodic
-        >>> from implicitppl.processes import GaussianProcess
+        >>> from implicitppl.gp import GaussianProcess
         >>> x = jnp.linspace(0, 9, 40)
         >>> starts = [GaussianProcess(Periodic(period=p)) for p in (0.7, 2.9)]
         >>> found, evidence = best_fit(starts, x, jnp.sin(2 * x), num_steps=100)

@@ -67,7 +67,7 @@ def sliced_wasserstein(
 
     Example:
         >>> import jax
-        >>> from implicitppl.diagnostics import sliced_wasserstein
+        >>> from implicitppl.metrics import sliced_wasserstein
         >>> x = jax.random.normal(jax.random.key(0), (500, 1))
         >>> round(float(sliced_wasserstein(x, x + 2 * x.std(), jax.random.key(1))), 3)
         2.0
@@ -125,7 +125,7 @@ def energy_distance(x: Float[Array, "N D"], y: Float[Array, "M D"]) -> Float[Arr
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from implicitppl.diagnostics import energy_distance
+        >>> from implicitppl.metrics import energy_distance
         >>> x = jnp.array([[-1.0], [1.0]])
         >>> float(energy_distance(x, x + 10.0))
         16.0

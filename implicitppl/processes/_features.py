@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from implicitppl._core.checks import check_finite
 from implicitppl._core.points import as_points
-from implicitppl.processes._base import AbstractGaussianProcess
+from implicitppl.processes._gaussian.base import AbstractGaussianProcess
 from implicitppl.processes._parametric import Function, FunctionDraws
 
 

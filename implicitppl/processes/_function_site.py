@@ -18,8 +18,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from implicitppl._core.points import as_points
-from implicitppl.processes._base import AbstractGaussianProcess, Process
-from implicitppl.processes._conditioned import given_values
+from implicitppl.processes._gaussian.base import AbstractGaussianProcess
+from implicitppl.processes._process import Process
 
 
 class SharedFunction:
@@ -48,7 +48,7 @@ class SharedFunction:
         place = _place_of_each(x, points)
         new = points if place is None else points[place >= x.shape[0]]
         if new.shape[0]:
-            new_values = self._site(given_values(self._process, x, values), new)
+            new_values = self._site(self._process.given(x, values), new)
             self._known = jnp.concatenate([x, new]), jnp.concatenate([values, new_values])
             if place is None:
                 return new_values
@@ -92,7 +92,8 @@ def function(name: str, process: Process | Any) -> SharedFunction:
     Example:
         >>> import jax.numpy as jnp, numpyro
         >>> from implicitppl.kernels import RBF
-        >>> from implicitppl.processes import GaussianProcess, function
+        >>> from implicitppl.gp import GaussianProcess
+        >>> from implicitppl.processes import function
         >>> def model():
         ...     f = function("f", GaussianProcess(RBF()))
         ...     return f(jnp.arange(3.0)), f(jnp.array([0.5]))

@@ -17,8 +17,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from implicitppl._core.points import as_points
-from implicitppl.processes._base import Process
 from implicitppl.processes._parametric import Function, ParametricProcess
+from implicitppl.processes._process import Process
 
 
 class ImplicitProcess(ParametricProcess):

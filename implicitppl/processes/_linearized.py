@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from implicitppl._core.points import as_points
-from implicitppl.processes._base import AbstractGaussianProcess
+from implicitppl.processes._gaussian.base import AbstractGaussianProcess
 from implicitppl.processes._network import BayesianNetwork, Weights
 from implicitppl.processes._parametric import Function, FunctionDraws
 

@@ -19,8 +19,9 @@ from numpyro.distributions import Distribution, constraints
 
 from implicitppl._core.points import as_points
 from implicitppl.distributions import OrderedDistribution, split_callable
-from implicitppl.processes._base import AbstractGaussianProcess, Process
 from implicitppl.processes._function_values import FunctionValues
+from implicitppl.processes._gaussian.base import AbstractGaussianProcess
+from implicitppl.processes._process import Process
 
 Shape = tuple[int, ...]
 
@@ -51,7 +52,8 @@ class MultiOutput(Process):
     Example:
         >>> import jax.numpy as jnp
         >>> from implicitppl.kernels import RBF
-        >>> from implicitppl.processes import GaussianProcess, stack
+        >>> from implicitppl.gp import GaussianProcess
+        >>> from implicitppl.processes import stack
         >>> classes = stack([GaussianProcess(RBF()) for _ in range(3)])
         >>> classes(jnp.arange(5.0)).event_shape
         (5, 3)

@@ -17,8 +17,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PRNGKeyArray
 
 from implicitppl._core.points import as_points
-from implicitppl.processes._base import Process
 from implicitppl.processes._function_values import FunctionValues
+from implicitppl.processes._process import Process
 
 Function = Callable[[Array], Array]
 

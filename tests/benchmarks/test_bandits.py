@@ -119,7 +119,7 @@ def test_an_arm_that_grows_has_the_posterior_of_the_process() -> None:
         for row in rows:  # ten rows: beyond the first capacity of eight
             arm = arm.add(int(row), rewards[row], gram[row], gram[row, row] + 0.09)
         again = bandit_gp.arm_of(rows, gram, rewards, 0.3)
-        process = ip.processes.GaussianProcess(kernel)
+        process = ip.gp.GaussianProcess(kernel)
         found = process.condition(contexts[rows], (rewards[rows] - centre) / scale, 0.3)
         expected = found(contexts[1:2])
         for a in (arm, again):

@@ -14,9 +14,10 @@ from scipy.stats import norm
 
 from implicitppl.diagnostics import to_arviz
 from implicitppl.divergences import DataNoise, GaussianKL
+from implicitppl.gp import GaussianProcess
 from implicitppl.infer import FunctionalELBO, predict
 from implicitppl.kernels import RBF
-from implicitppl.processes import BayesianNetwork, GaussianProcess
+from implicitppl.processes import BayesianNetwork
 
 X = jnp.linspace(-1.0, 1.0, 6)[:, None]
 Y = jnp.sin(3 * X[:, 0])

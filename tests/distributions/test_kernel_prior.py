@@ -12,7 +12,7 @@ from numpyro.infer.autoguide import AutoNormal
 from numpyro.optim import Adam
 
 from implicitppl.distributions import kernel_at, kernel_prior, random_kernel
-from implicitppl.gp import fit
+from implicitppl.gp import GaussianProcess, fit
 from implicitppl.kernels import (
     RBF,
     Linear,
@@ -22,7 +22,6 @@ from implicitppl.kernels import (
     SpectralMixture,
     parameters,
 )
-from implicitppl.processes import GaussianProcess
 
 
 def _sites(kernel, prior=None, seed=0):

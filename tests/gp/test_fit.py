@@ -7,9 +7,8 @@ import optax
 import pytest
 from scipy.optimize import minimize
 
-from implicitppl.gp import best_fit, fit
+from implicitppl.gp import GaussianProcess, best_fit, fit
 from implicitppl.kernels import RBF, ArcCosine, Kernel, Periodic, positive
-from implicitppl.processes import GaussianProcess
 
 X = np.linspace(-3, 3, 30)
 Y = np.sin(2 * X) + 0.2 * np.random.default_rng(0).normal(size=30)

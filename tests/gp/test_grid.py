@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitppl.gp import GridGaussianProcess, fit
+from implicitppl.gp import GaussianProcess, GridGaussianProcess, fit
 from implicitppl.kernels import RBF, Matern52
-from implicitppl.processes import GaussianProcess
 
 ROWS, COLUMNS = np.linspace(0, 3, 9), np.linspace(0, 4, 7)
 POINTS = np.stack(np.meshgrid(ROWS, COLUMNS, indexing="ij"), -1).reshape(-1, 2)

@@ -6,10 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitppl.gp import IterativeGaussianProcess, fit
+from implicitppl.gp import GaussianProcess, IterativeGaussianProcess, fit
 from implicitppl.kernels import RBF, White
 from implicitppl.linalg import conjugate_gradients, log_of_tridiagonal, pivoted_cholesky
-from implicitppl.processes import GaussianProcess
 
 RNG = np.random.default_rng(0)
 X = RNG.uniform(-2, 2, size=(150, 2))

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from implicitppl.gp import SparseGaussianProcess, fit
+from implicitppl.gp import GaussianProcess, SparseGaussianProcess, fit
 from implicitppl.kernels import RBF, Matern32, White
-from implicitppl.processes import GaussianProcess
 
 RNG = np.random.default_rng(0)
 X = RNG.uniform(-2, 2, size=(40, 2))

@@ -8,9 +8,9 @@ from numpyro.distributions import HalfNormal
 from numpyro.infer import MCMC, NUTS
 
 from implicitppl.distributions import random_kernel
+from implicitppl.gp import GaussianProcess
 from implicitppl.infer import AutoImplicit, fit
 from implicitppl.kernels import RBF
-from implicitppl.processes import GaussianProcess
 
 
 def model(x, y=None):

@@ -9,12 +9,12 @@ import pytest
 from numpyro.distributions import constraints
 
 from implicitppl.distributions import ImplicitDensityError
+from implicitppl.gp import GaussianProcess
 from implicitppl.kernels import RBF, Linear, Matern32
 from implicitppl.processes import (
     AbstractGaussianProcess,
     FeatureProcess,
     FunctionValues,
-    GaussianProcess,
     PiecewiseConstant,
     RandomFeatures,
     RandomPeriodic,

@@ -11,12 +11,12 @@ import numpyro.distributions as dist
 import pytest
 
 from implicitppl.distributions import ImplicitDensityError
+from implicitppl.gp import GaussianProcess
 from implicitppl.kernels import RBF, Matern32
 from implicitppl.processes import (
     AbstractGaussianProcess,
     BayesianNetwork,
     FeatureProcess,
-    GaussianProcess,
     ImplicitProcess,
     LinearizedNetwork,
     NetworkEnsemble,

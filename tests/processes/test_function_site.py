@@ -11,10 +11,10 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import MCMC, NUTS
 from numpyro.infer.util import log_density
 
+from implicitppl.gp import GaussianProcess
 from implicitppl.kernels import RBF, Matern32
 from implicitppl.processes import (
     FeatureProcess,
-    GaussianProcess,
     PiecewiseConstant,
     RandomFeatures,
     SharedFunction,

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitppl.gp import SparseGaussianProcess
+from implicitppl.gp import GaussianProcess, SparseGaussianProcess
 from implicitppl.kernels import RBF, Constant, Linear, Matern12, Matern32, White
-from implicitppl.processes import GaussianProcess
 
 KEY = jax.random.key(0)
 

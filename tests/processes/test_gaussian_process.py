@@ -12,8 +12,9 @@ from scipy.stats import multivariate_normal
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process import kernels as sk
 
+from implicitppl.gp import GaussianProcess
 from implicitppl.kernels import RBF, Kernel, Matern32, Matern52, additive_terms, positive
-from implicitppl.processes import GaussianProcess, Process, WhitenReparam
+from implicitppl.processes import Process, WhitenReparam
 
 NOISE = 0.2
 

@@ -75,7 +75,8 @@ class FunctionalELBO(ELBO):
         >>> import numpyro.distributions as dist
         >>> from implicitppl.infer import FunctionalELBO
         >>> from implicitppl.kernels import RBF
-        >>> from implicitppl.processes import BayesianNetwork, GaussianProcess
+        >>> from implicitppl.gp import GaussianProcess
+        >>> from implicitppl.processes import BayesianNetwork
         >>> x = jnp.linspace(-1, 1, 8)
         >>> net = BayesianNetwork(1, 8, key=jax.random.key(0))
         >>> def model(x, y):

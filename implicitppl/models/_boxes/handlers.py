@@ -175,7 +175,7 @@ def replace_boxes(model: Callable[..., Any], fitted: Any) -> Callable[..., Any]:
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
         >>> from numpyro import handlers
-        >>> from implicitppl.infer import black_box, replace_boxes
+        >>> from implicitppl.models import black_box, replace_boxes
         >>> def model():
         ...     x = numpyro.sample("x", dist.Normal(0.0, 1.0))
         ...     numpyro.factor("f", black_box("square", lambda x: -x * x, x, out=()))

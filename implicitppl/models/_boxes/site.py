@@ -97,7 +97,7 @@ def black_box(
     Example:
         >>> import numpy as np, numpyro, numpyro.distributions as dist
         >>> from numpyro import handlers
-        >>> from implicitppl.infer import black_box
+        >>> from implicitppl.models import black_box
         >>> def model(y=None):
         ...     x = numpyro.sample("x", dist.Normal(0.0, 1.0))
         ...     mean = black_box("cube", lambda x: np.power(x, 3), x, out=())

@@ -71,7 +71,7 @@ class KernelEstimator(eqx.Module):
 
     Example:
         >>> import jax
-        >>> from implicitppl.linalg import Ridge
+        >>> from implicitppl.score import Ridge
         >>> from implicitppl.score import KernelEstimator
         >>> estimator = KernelEstimator(Ridge(0.1))
         >>> estimator.fit(jax.random.normal(jax.random.key(0), (20, 2))).info.metric

@@ -21,6 +21,7 @@ from implicitppl.divergences import (
     ScoreKL,
     UniformBox,
 )
+from implicitppl.gp import GaussianProcess
 from implicitppl.infer import FunctionalELBO, function_posterior
 from implicitppl.infer._functional.particles import run_particles
 from implicitppl.kernels import RBF, Constant, Linear
@@ -28,7 +29,6 @@ from implicitppl.models._call import Call
 from implicitppl.processes import (
     BayesianNetwork,
     FeatureProcess,
-    GaussianProcess,
     ImplicitProcess,
     LinearizedNetwork,
     function,

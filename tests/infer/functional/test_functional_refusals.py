@@ -11,9 +11,10 @@ from numpyro.infer import SVI
 
 from implicitppl.distributions import Implicit
 from implicitppl.divergences import GaussianKL
+from implicitppl.gp import GaussianProcess
 from implicitppl.infer import FunctionalELBO
 from implicitppl.kernels import RBF
-from implicitppl.processes import BayesianNetwork, GaussianProcess, ImplicitProcess
+from implicitppl.processes import BayesianNetwork, ImplicitProcess
 from implicitppl.score import SSGE
 
 X = jnp.linspace(-1, 1, 12)[:, None]

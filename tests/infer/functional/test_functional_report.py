@@ -16,10 +16,11 @@ from implicitppl.divergences import DataNoise, GaussianKL, HeldInputs, Regulariz
 from implicitppl.divergences._divergence import make_pair
 from implicitppl.divergences._gaussian import Moments, gaussian_kl, sample_moments
 from implicitppl.divergences._growth import overstatement
+from implicitppl.gp import GaussianProcess
 from implicitppl.infer import FunctionalELBO, FunctionSamples, function_posterior, predict
 from implicitppl.infer._functional.report import drawn_prior
 from implicitppl.kernels import RBF, Matern12
-from implicitppl.processes import BayesianNetwork, GaussianProcess, LinearizedNetwork
+from implicitppl.processes import BayesianNetwork, LinearizedNetwork
 
 X = jnp.linspace(-1, 1, 10)[:, None]
 Y = jnp.sin(3 * X[:, 0])

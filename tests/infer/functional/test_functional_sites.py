@@ -10,9 +10,10 @@ from numpyro.handlers import scale
 
 from implicitppl.divergences import GaussianKL, HeldInputs
 from implicitppl.divergences._divergence import make_pair
+from implicitppl.gp import GaussianProcess
 from implicitppl.infer import FunctionalELBO
 from implicitppl.kernels import RBF
-from implicitppl.processes import BayesianNetwork, FeatureProcess, GaussianProcess, function
+from implicitppl.processes import BayesianNetwork, FeatureProcess, function
 
 X = jnp.linspace(-1, 1, 6)
 Y = jnp.sin(3 * X)

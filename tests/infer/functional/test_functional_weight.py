@@ -10,9 +10,10 @@ import numpyro.distributions as dist
 import pytest
 
 from implicitppl.divergences import GaussianKL, GridKL, HeldInputs, RegularizedKL, batch_weight
+from implicitppl.gp import GaussianProcess
 from implicitppl.infer import FunctionalELBO
 from implicitppl.kernels import RBF, Linear
-from implicitppl.processes import GaussianProcess, ImplicitProcess, stack
+from implicitppl.processes import ImplicitProcess, stack
 
 KEY = jax.random.key(0)
 SIZE, BATCH, NOISE = 24, 6, 0.3

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from implicitppl._core.cholesky import safe_cholesky
+from implicitppl.gp._means import Mean
 from implicitppl.kernels import Kernel
 from implicitppl.linalg import inverse_from_factor
 from implicitppl.linalg._extended import extend_factor, with_noise
-from implicitppl.processes._mean import Mean
 
 
 class Evidence(eqx.Module):

@@ -28,9 +28,10 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from implicitppl._core.checks import check_positive
 from implicitppl._core.points import as_noise_variance, as_points, check_points
+from implicitppl.gp._exact import GaussianProcess
 from implicitppl.gp._nugget import nugget
 from implicitppl.linalg import conjugate_gradients, log_of_tridiagonal, pivoted_cholesky
-from implicitppl.processes import AbstractGaussianProcess, GaussianProcess
+from implicitppl.processes import AbstractGaussianProcess
 
 UNSOLVED = 1e-2
 """Relative residual above which an evidence is not given."""
@@ -66,7 +67,7 @@ class IterativeGaussianProcess(eqx.Module):
         >>> import jax, jax.numpy as jnp
         >>> from implicitppl.gp import IterativeGaussianProcess
         >>> from implicitppl.kernels import RBF
-        >>> from implicitppl.processes import GaussianProcess
+        >>> from implicitppl.gp import GaussianProcess
         >>> x = jnp.linspace(0, 6, 200)
         >>> gp = IterativeGaussianProcess(GaussianProcess(RBF()), key=jax.random.key(0))
         >>> posterior = gp.condition(x, jnp.sin(x), noise_scale=0.1)

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from numpyro.distributions import Normal
 from numpyro.infer.reparam import Reparam
 
-from implicitppl.processes._values import GaussianProcessValues
+from implicitppl.processes._gaussian.values import GaussianProcessValues
 
 
 class WhitenReparam(Reparam):
@@ -35,7 +35,8 @@ class WhitenReparam(Reparam):
         >>> import numpyro
         >>> from jax import random, numpy as jnp
         >>> from implicitppl.kernels import RBF
-        >>> from implicitppl.processes import GaussianProcess, WhitenReparam
+        >>> from implicitppl.gp import GaussianProcess
+        >>> from implicitppl.processes import WhitenReparam
         >>> def model(x):
         ...     return numpyro.sample("f", GaussianProcess(RBF())(x))
         >>> white = numpyro.handlers.reparam(model, config={"f": WhitenReparam()})

@@ -30,9 +30,10 @@ from jaxtyping import Array, Bool, Float
 from implicitppl._core.checks import check_positive
 from implicitppl._core.cholesky import safe_cholesky
 from implicitppl._core.points import as_noise_variance, as_points, check_points
+from implicitppl.gp._exact import GaussianProcess
 from implicitppl.gp._nugget import nugget
 from implicitppl.kernels import real
-from implicitppl.processes import AbstractGaussianProcess, GaussianProcess
+from implicitppl.processes import AbstractGaussianProcess
 
 
 class SparseGaussianProcess(eqx.Module):
@@ -59,7 +60,7 @@ class SparseGaussianProcess(eqx.Module):
         >>> import jax.numpy as jnp
         >>> from implicitppl.gp import SparseGaussianProcess
         >>> from implicitppl.kernels import RBF
-        >>> from implicitppl.processes import GaussianProcess
+        >>> from implicitppl.gp import GaussianProcess
         >>> x = jnp.linspace(0, 6, 50)
         >>> sparse = SparseGaussianProcess(GaussianProcess(RBF()), jnp.linspace(0, 6, 8))
         >>> posterior = sparse.condition(x, jnp.sin(x), noise_scale=0.1)

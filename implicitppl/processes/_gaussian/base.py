@@ -1,7 +1,9 @@
-"""A distribution over functions, of which NumPyro sees the values at finitely many points.
+"""Processes whose values are normal: moments, sums, multiples, and given some of their values.
 
-A Gaussian one says its mean and covariance; how it is evaluated with noise is the same for a prior
-and for a posterior by any method.
+A subclass says mean and covariance; how it is evaluated with noise is the same for a prior and for
+a posterior by any method. Given its values at some points a process is, from the covariance alone,
+
+    m(x*) + k(x*, x) K^-1 (f - m(x)),   k(x*, x*') - k(x*, x) K^-1 k(x, x*'),   K = k(x, x).
 """
 
 from abc import abstractmethod
@@ -9,64 +11,16 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
+from jax.scipy.linalg import cho_solve, solve_triangular
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
-from numpyro.distributions import Distribution
 
+from implicitppl._core.cholesky import safe_cholesky
 from implicitppl._core.points import as_noise_variance, as_observed, as_points
-from implicitppl.processes._function_values import FunctionValues
-from implicitppl.processes._gaussian_draws import GaussianDraws
-from implicitppl.processes._values import GaussianProcessValues
-
-
-class Process(eqx.Module):
-    """A distribution over functions: `process(x)` is the NumPyro distribution of f(x).
-
-    Independent processes add, `p1 + p2`, and scale, `2.0 * p`.
-    """
-
-    @property
-    @abstractmethod
-    def has_weight_space(self) -> bool:
-        """Whether a key alone determines a function: `draw` then needs no memory."""
-
-    @abstractmethod
-    def __call__(self, x: ArrayLike, *args: Any, **kwargs: Any) -> Distribution:
-        """Return the distribution of the function's values at `x`."""
-
-    @abstractmethod
-    def draw(self, key: PRNGKeyArray, num_samples: int = 1) -> Callable[[ArrayLike], Array]:
-        """Return S functions that stay the same over several calls: x -> (S, N) or (S, N, P)."""
-
-    def sample(
-        self, key: PRNGKeyArray, x: ArrayLike, num_samples: int = 1
-    ) -> Float[Array, "S N *P"]:
-        """Return values of `num_samples` functions at `x`, (S, N) or (S, N, P)."""
-        return self(x).sample(key, (num_samples,))
-
-    def __add__(self, other: Any) -> "Process":
-        if not isinstance(other, Process):
-            return NotImplemented
-        if isinstance(self, AbstractGaussianProcess) and isinstance(other, AbstractGaussianProcess):
-            return GaussianSum(self, other)
-        return SumProcess(self, other)
-
-    def __radd__(self, other: Any) -> "Process":
-        # `sum` of a list of processes begins with the number 0.
-        return self if isinstance(other, int) and other == 0 else NotImplemented
-
-    def __mul__(self, other: Any) -> "Process":
-        if not eqx.is_array_like(other) or jnp.shape(other) != ():
-            return NotImplemented
-        scale = jnp.asarray(other, float)
-        if isinstance(self, AbstractGaussianProcess):
-            return ScaledGaussian(self, scale)
-        return ScaledProcess(self, scale)
-
-    def __rmul__(self, other: Any) -> "Process":
-        return self * other
+from implicitppl.processes._gaussian.draws import GaussianDraws
+from implicitppl.processes._gaussian.values import GaussianProcessValues
+from implicitppl.processes._process import Process, ScaledDraws, ScaledProcess, SumDraws, draw_sum
 
 
 class AbstractGaussianProcess(Process):
@@ -106,6 +60,25 @@ class AbstractGaussianProcess(Process):
         """
         return GaussianDraws(self, key, num_samples)
 
+    def given(
+        self, x: Float[Array, "N D"], values: Float[Array, " N"]
+    ) -> "AbstractGaussianProcess":
+        """Return the process given its values at N points, exactly, at O(N^3)."""
+        return given_values(self, x, values)
+
+    def __add__(self, other: Any) -> Process:
+        """Return the sum of independent processes, which is Gaussian where both are."""
+        if isinstance(other, AbstractGaussianProcess):
+            return GaussianSum(self, other)
+        return super().__add__(other)
+
+    def __mul__(self, other: Any) -> Process:
+        """Return a multiple of the process, which is Gaussian too."""
+        scaled = super().__mul__(other)
+        if not isinstance(scaled, ScaledProcess):
+            return scaled
+        return ScaledGaussian(self, scaled.scale)
+
     def __call__(
         self,
         x: ArrayLike,
@@ -130,75 +103,6 @@ class AbstractGaussianProcess(Process):
         return GaussianProcessValues(self, points, noise, mask, is_noisy=is_noisy)
 
 
-class SumDraws(eqx.Module):
-    """Functions that are sums of functions drawn from independent processes."""
-
-    first: Callable[[ArrayLike], Array]
-    second: Callable[[ArrayLike], Array]
-
-    def __call__(self, x: ArrayLike) -> Array:
-        """Return the values of all functions at `x`, (N, D) or (N,)."""
-        first, second = self.first(x), self.second(x)
-        if first.shape != second.shape:
-            raise ValueError(
-                "processes that are added must have values of one shape; "
-                f"got {first.shape[1:]} and {second.shape[1:]}."
-            )
-        return first + second
-
-
-class ScaledDraws(eqx.Module):
-    """Functions that are multiples of functions drawn from a process."""
-
-    draws: Callable[[ArrayLike], Array]
-    scale: Float[Array, ""]
-
-    def __call__(self, x: ArrayLike) -> Array:
-        """Return the values of all functions at `x`, (N, D) or (N,)."""
-        values = self.draws(x)
-        return self.scale.astype(values.dtype) * values
-
-
-class SumProcess(Process):
-    """f_1 + f_2 of independent processes, one of which has no density; written `p1 + p2`."""
-
-    first: Process
-    second: Process
-
-    @property
-    def has_weight_space(self) -> bool:
-        """Whether both processes have one."""
-        return self.first.has_weight_space and self.second.has_weight_space
-
-    def draw(self, key: PRNGKeyArray, num_samples: int = 1) -> SumDraws:
-        """Return S functions, each the sum of one function of both."""
-        return _draw_sum(self.first, self.second, key, num_samples)
-
-    def __call__(self, x: ArrayLike) -> FunctionValues:
-        """Return the distribution of f(x), which has no density."""
-        return FunctionValues(self, as_points("x", x))
-
-
-class ScaledProcess(Process):
-    """c f for a number c and a process without a density; written `c * p`."""
-
-    process: Process
-    scale: Float[Array, ""]
-
-    @property
-    def has_weight_space(self) -> bool:
-        """Whether the process has one."""
-        return self.process.has_weight_space
-
-    def draw(self, key: PRNGKeyArray, num_samples: int = 1) -> ScaledDraws:
-        """Return S functions, multiples of those that the key means."""
-        return ScaledDraws(self.process.draw(key, num_samples), self.scale)
-
-    def __call__(self, x: ArrayLike) -> FunctionValues:
-        """Return the distribution of f(x), which has no density."""
-        return FunctionValues(self, as_points("x", x))
-
-
 class GaussianSum(AbstractGaussianProcess):
     """f_1 + f_2 of independent Gaussian processes; written `p1 + p2`. Moments are exact."""
 
@@ -212,7 +116,7 @@ class GaussianSum(AbstractGaussianProcess):
 
     def draw(self, key: PRNGKeyArray, num_samples: int = 1) -> SumDraws:
         """Return S functions, each the sum of one function of both."""
-        return _draw_sum(self.first, self.second, key, num_samples)
+        return draw_sum(self.first, self.second, key, num_samples)
 
     def mean_at(self, x: ArrayLike) -> Float[Array, " N"]:
         """Return the mean at every point of (N, D) or (N,)."""
@@ -261,6 +165,42 @@ class ScaledGaussian(AbstractGaussianProcess):
         return scale * scale * covariance
 
 
-def _draw_sum(first: Process, second: Process, key: PRNGKeyArray, num_samples: int) -> SumDraws:
-    keys = jax.random.split(key)
-    return SumDraws(first.draw(keys[0], num_samples), second.draw(keys[1], num_samples))
+class Conditioned(AbstractGaussianProcess):
+    """A Gaussian process given its values at points; `process.given` makes it."""
+
+    process: AbstractGaussianProcess
+    x: Float[Array, "N D"]
+    factor: Float[Array, "N N"]
+    weights: Float[Array, " N"]
+
+    def mean_at(self, x: ArrayLike) -> Float[Array, " N"]:
+        """Return the mean at every point of (N, D) or (N,)."""
+        points = as_points("x", x)
+        cross = self.process.covariance(points, self.x)
+        return self.process.mean_at(points) + jnp.matmul(cross, self.weights, precision="highest")
+
+    def moments(self, x: ArrayLike) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
+        """Return mean and variance at every point of (N, D) or (N,)."""
+        points = as_points("x", x)
+        explained = jnp.sum(jnp.square(self._whitened(points)), axis=0)
+        # A variance below zero is rounding: the values determine f there to all digits.
+        return self.mean_at(points), jnp.maximum(self.process.moments(points)[1] - explained, 0)
+
+    def covariance(self, x: ArrayLike, y: ArrayLike | None = None) -> Float[Array, "N M"]:
+        """Return the covariance of f(x) and f(y), of f(x) with itself if `y` is omitted."""
+        left = self._whitened(as_points("x", x))
+        right = left if y is None else self._whitened(as_points("y", y))
+        return self.process.covariance(x, y) - jnp.matmul(left.T, right, precision="highest")
+
+    def _whitened(self, x: Float[Array, "M D"]) -> Float[Array, "N M"]:
+        return solve_triangular(self.factor, self.process.covariance(self.x, x), lower=True)
+
+
+@eqx.filter_jit
+def given_values(
+    process: AbstractGaussianProcess, x: Float[Array, "N D"], values: Float[Array, " N"]
+) -> Conditioned:
+    """Return a Gaussian process given its values at N points, at O(N^3)."""
+    factor = safe_cholesky(process.covariance(x)).factor
+    weights = cho_solve((factor, True), values - process.mean_at(x))
+    return Conditioned(process, x, factor, weights)

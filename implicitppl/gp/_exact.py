@@ -21,11 +21,12 @@ from jaxtyping import Array, Bool, Float
 from numpyro.distributions import Normal
 
 from implicitppl._core.points import as_noise_variance, as_points, check_points
+from implicitppl.gp._evidence import Evidence, check_factor, extend, gather, left_out
+from implicitppl.gp._means import Mean, ZeroMean, add_means, as_mean, scale_mean
 from implicitppl.kernels import Kernel, as_arrays
 from implicitppl.kernels._terms import additive_terms
-from implicitppl.processes._base import AbstractGaussianProcess, Process
-from implicitppl.processes._evidence import Evidence, check_factor, extend, gather, left_out
-from implicitppl.processes._mean import Mean, ZeroMean, add_means, as_mean, scale_mean
+from implicitppl.processes._gaussian.base import AbstractGaussianProcess
+from implicitppl.processes._process import Process
 
 
 class GaussianProcess(AbstractGaussianProcess):
@@ -51,7 +52,7 @@ class GaussianProcess(AbstractGaussianProcess):
     Example:
         >>> import jax.numpy as jnp
         >>> from implicitppl.kernels import RBF
-        >>> from implicitppl.processes import GaussianProcess
+        >>> from implicitppl.gp import GaussianProcess
         >>> gp = GaussianProcess(RBF(1.0))
         >>> posterior = gp.condition(jnp.array([0.0, 1.0]), jnp.array([1.0, 2.0]), noise_scale=0.1)
         >>> [round(float(v), 2) for v in posterior(jnp.array([0.0, 9.0])).mean]
@@ -108,6 +109,10 @@ class GaussianProcess(AbstractGaussianProcess):
             _check_width(self.evidence, points)
             evidence = extend(self.evidence, points, values, noise, mask)
         return GaussianProcess(self.kernel, self.prior_mean, check_factor(evidence))
+
+    def given(self, x: Float[Array, "N D"], values: Float[Array, " N"]) -> "GaussianProcess":
+        """Return the process given its values at N points; the factor is kept."""
+        return self.condition(x, values, 0.0)
 
     def check_data(
         self, x: ArrayLike, y: ArrayLike, observed: ArrayLike | None

@@ -33,8 +33,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from implicitppl._core.checks import check_finite, check_positive
 from implicitppl._core.cholesky import safe_cholesky
 from implicitppl._core.points import as_points
+from implicitppl.gp._means import Mean, as_mean
 from implicitppl.kernels import Kernel, as_arrays
-from implicitppl.processes import Mean, as_mean
 
 # The sizes of the axes differ, so that their shapes have no common name.
 Axes = tuple[Array, ...]

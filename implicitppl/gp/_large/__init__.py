@@ -1,0 +1,1 @@
+"""More observations than a factor of all of them allows."""

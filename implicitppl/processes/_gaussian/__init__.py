@@ -1,0 +1,1 @@
+"""What all Gaussian processes share."""
