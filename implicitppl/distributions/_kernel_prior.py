@@ -27,7 +27,8 @@ from jax.typing import ArrayLike
 from numpyro.contrib.module import random_eqx_module
 from numpyro.distributions import Distribution, Exponential, LogNormal, Normal
 
-from implicitppl.kernels import Kernel, Parameter, as_arrays, parameters
+from implicitppl.kernels import Kernel, parameters
+from implicitppl.kernels._parameters import Parameter, as_arrays
 
 K = TypeVar("K", bound=Kernel)
 Prior = Mapping[str, Any]  # a distribution, or a number that is held
@@ -44,7 +45,7 @@ def kernel_prior(parameter: Parameter) -> Distribution:
     """Return the default prior of a parameter, one number for each of its entries.
 
     Example:
-        >>> from implicitppl.distributions import kernel_prior
+        >>> from implicitppl.distributions._kernel_prior import kernel_prior
         >>> from implicitppl.kernels import RBF, parameters
         >>> type(kernel_prior(parameters(RBF(2.0))["lengthscale"])).__name__
         'LogNormal'

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from implicitppl.linalg import small_inverse
+from implicitppl.linalg._inverse import small_inverse
 
 LOG_2PI = 1.8378770664093453
 MAX_LOG_RATIO = 6.0

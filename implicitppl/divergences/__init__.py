@@ -1,13 +1,6 @@
 """How far two processes are apart at the inputs where they are compared, in nats."""
 
-from implicitppl.divergences._divergence import (
-    Divergence,
-    GaussianKL,
-    GridKL,
-    Pair,
-    RegularizedKL,
-)
-from implicitppl.divergences._gaussian import Moments, gaussian_kl, sample_moments
+from implicitppl.divergences._divergence import Divergence, GaussianKL, GridKL, RegularizedKL
 from implicitppl.divergences._measurement import DataNoise, HeldInputs, Measurement, UniformBox
 from implicitppl.divergences._score import ScoreKL
 from implicitppl.divergences._weight import batch_weight
@@ -19,12 +12,8 @@ __all__ = [
     "GridKL",
     "HeldInputs",
     "Measurement",
-    "Moments",
-    "Pair",
     "RegularizedKL",
     "ScoreKL",
     "UniformBox",
     "batch_weight",
-    "gaussian_kl",
-    "sample_moments",
 ]

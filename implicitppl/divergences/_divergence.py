@@ -21,7 +21,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from implicitppl._core.checks import check_positive
 from implicitppl.divergences._gaussian import Moments, gaussian_kl, masked, sample_moments
-from implicitppl.processes import AbstractGaussianProcess, MultiOutput, Process
+from implicitppl.processes import AbstractGaussianProcess, Process
+from implicitppl.processes._multi_output import MultiOutput
 
 MIN_PRIOR_DRAWS, PRIOR_DRAWS_PER_POINT = 1000, 10
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from implicitppl._core.cholesky import safe_cholesky
-from implicitppl.linalg import inverse_from_factor
+from implicitppl.linalg._triangular import inverse_from_factor
 
 
 class Moments(NamedTuple):

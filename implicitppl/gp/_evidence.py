@@ -21,8 +21,8 @@ from jaxtyping import Array, Bool, Float
 from implicitppl._core.cholesky import safe_cholesky
 from implicitppl.gp._means import Mean
 from implicitppl.kernels import Kernel
-from implicitppl.linalg import inverse_from_factor
 from implicitppl.linalg._extended import extend_factor, with_noise
+from implicitppl.linalg._triangular import inverse_from_factor
 
 
 class Evidence(eqx.Module):

@@ -23,7 +23,8 @@ from numpyro.distributions import Normal
 from implicitppl._core.points import as_noise_variance, as_points, check_points
 from implicitppl.gp._evidence import Evidence, check_factor, extend, gather, left_out
 from implicitppl.gp._means import Mean, ZeroMean, add_means, as_mean, scale_mean
-from implicitppl.kernels import Kernel, as_arrays
+from implicitppl.kernels import Kernel
+from implicitppl.kernels._parameters import as_arrays
 from implicitppl.kernels._terms import additive_terms
 from implicitppl.processes._gaussian.base import AbstractGaussianProcess
 from implicitppl.processes._process import Process

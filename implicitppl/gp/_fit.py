@@ -21,7 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from implicitppl._core.checks import check_non_negative, check_positive
 from implicitppl.gp._model import HasEvidence
-from implicitppl.kernels import as_arrays, constrain, parameters, unconstrain
+from implicitppl.kernels import constrain, parameters, unconstrain
+from implicitppl.kernels._parameters import as_arrays
 
 M = TypeVar("M", bound=HasEvidence)
 

@@ -28,7 +28,7 @@ def squared_distances(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from implicitppl.kernels import squared_distances
+        >>> from implicitppl.kernels._distances import squared_distances
         >>> squared_distances(jnp.array([[0.0], [3.0]])).tolist()
         [[0.0, 9.0], [9.0, 0.0]]
     """
@@ -67,7 +67,7 @@ def median_lengthscale(samples: Float[Array, "M D"], *, max_samples: int = 1000)
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from implicitppl.kernels import median_lengthscale
+        >>> from implicitppl.kernels._distances import median_lengthscale
         >>> float(median_lengthscale(jnp.array([[0.0], [1.0], [3.0]])))
         2.0
     """

@@ -71,7 +71,7 @@ def conjugate_gradients(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from implicitppl.linalg import conjugate_gradients
+        >>> from implicitppl.linalg._cg import conjugate_gradients
         >>> found = conjugate_gradients(lambda v: 2.0 * v, jnp.ones((3, 1)))
         >>> found.x[:, 0].tolist(), int(found.num_iterations)
         ([0.5, 0.5, 0.5], 1)
@@ -141,7 +141,7 @@ def log_of_tridiagonal(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from implicitppl.linalg import log_of_tridiagonal
+        >>> from implicitppl.linalg._cg import log_of_tridiagonal
         >>> float(log_of_tridiagonal(jnp.ones((1, 2)), jnp.zeros((1, 2)))[0])
         0.0
     """

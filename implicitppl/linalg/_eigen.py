@@ -67,7 +67,7 @@ def top_eigenpairs(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from implicitppl.linalg import top_eigenpairs
+        >>> from implicitppl.linalg._eigen import top_eigenpairs
         >>> pairs = top_eigenpairs(jnp.diag(jnp.array([1.0, 3.0, 0.0])))
         >>> [round(float(v), 4) for v in pairs.values], pairs.kept.tolist()
         ([3.0, 1.0, 0.0], [True, True, False])

@@ -48,7 +48,7 @@ def small_inverse(matrix: Float[Array, "N M"]) -> Inverse:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from implicitppl.linalg import small_inverse
+        >>> from implicitppl.linalg._inverse import small_inverse
         >>> result = small_inverse(jnp.array([[0.0, 2.0], [1.0, 0.0]]))
         >>> result.inverse.tolist(), float(result.sign)
         ([[0.0, 1.0], [0.5, 0.0]], -1.0)

@@ -22,7 +22,7 @@ def inverse_from_factor(factor: Float[Array, "N N"]) -> Float[Array, "N N"]:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from implicitppl.linalg import inverse_from_factor
+        >>> from implicitppl.linalg._triangular import inverse_from_factor
         >>> inverse_from_factor(jnp.array([[2.0, 0.0], [0.0, 4.0]])).tolist()
         [[0.25, 0.0], [0.0, 0.0625]]
     """

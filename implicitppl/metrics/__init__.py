@@ -1,10 +1,9 @@
 """Numbers on samples and predictions, without models: functions of arrays only."""
 
 from implicitppl.metrics._distances import energy_distance, sliced_wasserstein
-from implicitppl.metrics._marginals import MarginalDifferences, marginal_differences
+from implicitppl.metrics._marginals import marginal_differences
 
 __all__ = [
-    "MarginalDifferences",
     "energy_distance",
     "marginal_differences",
     "sliced_wasserstein",

@@ -13,12 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import constraints
 
-from implicitppl.distributions import (
-    ImplicitDensityError,
-    OrderedDistribution,
-    default_support,
-    split_callable,
-)
+from implicitppl.distributions import ImplicitDensityError
+from implicitppl.distributions._implicit import default_support
+from implicitppl.distributions._pytree import OrderedDistribution, split_callable
 
 Shape = tuple[int, ...]
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import Distribution, constraints
 
 from implicitppl._core.points import as_points
-from implicitppl.distributions import OrderedDistribution, split_callable
+from implicitppl.distributions._pytree import OrderedDistribution, split_callable
 from implicitppl.processes._function_values import FunctionValues
 from implicitppl.processes._gaussian.base import AbstractGaussianProcess
 from implicitppl.processes._process import Process

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from implicitppl._core.checks import check_count
 from implicitppl._core.points import check_width
-from implicitppl.kernels import RBF, Kernel, Matern12, Matern32, Matern52, Scaled
+from implicitppl.kernels import RBF, Kernel, Matern12, Matern32, Matern52
+from implicitppl.kernels._base import Scaled
 
 ORDERS: dict[type, float | None] = {RBF: None, Matern12: 0.5, Matern32: 1.5, Matern52: 2.5}
 

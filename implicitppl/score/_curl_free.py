@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from implicitppl._core.frames import Frame
-from implicitppl.kernels import Radial, squared_distances
+from implicitppl.kernels import Radial
+from implicitppl.kernels._distances import squared_distances
 
 
 class Profile(NamedTuple):

@@ -23,7 +23,8 @@ from jaxtyping import Array, Float
 from implicitppl._core.checks import check_positive
 from implicitppl._core.frames import check_metric, metric_frame
 from implicitppl._core.moments import moments
-from implicitppl.kernels import RBF, Matern12, Matern32, Matern52, Radial, median_lengthscale
+from implicitppl.kernels import RBF, Matern12, Matern32, Matern52, Radial
+from implicitppl.kernels._distances import median_lengthscale
 from implicitppl.score._checks import check_weighted, or_equal
 from implicitppl.score._curl_free import CurlFreeExpansion, apply, mean_divergence, profile
 from implicitppl.score._fitted import FittedScore, fit_info

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from implicitppl._core.frames import Frame, metric_frame
 from implicitppl._core.moments import Moments
-from implicitppl.kernels import squared_distances
+from implicitppl.kernels._distances import squared_distances
 
 # Up to twice as many samples all are kept; beyond, this many, and as many others set the radius.
 _CENTRES = 2000

@@ -8,15 +8,12 @@ import pytest
 from jax import random
 from numpyro.infer import Trace_ELBO
 
-from implicitppl.diagnostics import (
-    calibration,
-    plot_forest,
-    plot_loss,
-    plot_pair,
-    plot_selection,
+from implicitppl.diagnostics import calibration, plot_forest, plot_loss, plot_pair, plot_selection
+from implicitppl.diagnostics._statistics.calibration import (
+    _brownian_tail,
+    _uniformity_p_value,
     symmetry_p_value,
 )
-from implicitppl.diagnostics._statistics.calibration import _brownian_tail, _uniformity_p_value
 from implicitppl.score import Gaussian, select
 
 

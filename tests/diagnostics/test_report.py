@@ -14,8 +14,8 @@ from jax import random
 from numpyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoNormal
 from scipy import stats
 
-from implicitppl.diagnostics import guide_draws, report
-from implicitppl.diagnostics._guide_draws import GuideDraws
+from implicitppl.diagnostics import report
+from implicitppl.diagnostics._guide_draws import GuideDraws, guide_draws
 from implicitppl.diagnostics._guide_report.rows import psis_rows
 from implicitppl.models import posterior_target
 

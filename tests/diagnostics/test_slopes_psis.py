@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from jax import random
 
-from implicitppl.diagnostics import k_hat_limit, pareto_smooth, score_slope, stein_slopes
+from implicitppl.diagnostics import pareto_smooth, stein_slopes
+from implicitppl.diagnostics._statistics.psis import k_hat_limit
+from implicitppl.diagnostics._statistics.slopes import score_slope
 
 COVARIANCE = jnp.array([[1.0, 0.6], [0.6, 2.0]])
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from implicitppl.diagnostics import run_limit
 from implicitppl.diagnostics._surrogate_report.parts import (
     acceptance_by,
     acceptance_by_move,
@@ -11,6 +10,7 @@ from implicitppl.diagnostics._surrogate_report.parts import (
     fate_of_proposals,
     have_moved,
     longest_runs,
+    run_limit,
 )
 
 NAMES = ("random walk", "long", "transition of 3", "wide transition")

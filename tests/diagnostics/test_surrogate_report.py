@@ -13,14 +13,10 @@ import pytest
 from numpyro.infer import MCMC, NUTS
 
 import implicitppl as ip
-from implicitppl.diagnostics import (
-    SurrogateReport,
-    plot_surrogate,
-    surrogate_checks,
-    surrogate_report,
-)
+from implicitppl.diagnostics import SurrogateReport, plot_surrogate, surrogate_report
 from implicitppl.diagnostics._statistics.mixing import mixing
 from implicitppl.diagnostics._surrogate_report.parts import have_moved
+from implicitppl.diagnostics._surrogate_report.report import surrogate_checks
 
 NAMES = ("random walk", "long", "transition of 3", "wide transition")
 

@@ -11,17 +11,18 @@ from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 from numpyro.optim import Adam
 
-from implicitppl.distributions import kernel_at, kernel_prior, random_kernel
+from implicitppl.distributions import kernel_at, random_kernel
+from implicitppl.distributions._kernel_prior import kernel_prior
 from implicitppl.gp import GaussianProcess, fit
 from implicitppl.kernels import (
     RBF,
     Linear,
     NeuralKernelNetwork,
-    Parameter,
     Periodic,
     SpectralMixture,
     parameters,
 )
+from implicitppl.kernels._parameters import Parameter
 
 
 def _sites(kernel, prior=None, seed=0):

@@ -12,7 +12,8 @@ from jax.extend.core import jaxprs_in_params
 from jax.flatten_util import ravel_pytree
 from jax.test_util import check_grads
 
-from implicitppl.kernels import Kernel, White, as_arrays, constrain, parameters, unconstrain
+from implicitppl.kernels import Kernel, White, constrain, parameters, unconstrain
+from implicitppl.kernels._parameters import as_arrays
 
 Names = tuple[tuple[str, str], ...]
 """Parameters in order, each with its kind."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist, pdist
 
-from implicitppl.kernels import median_lengthscale, squared_distances
+from implicitppl.kernels._distances import median_lengthscale, squared_distances
 
 
 def _points(num: int, dtype: jnp.dtype, seed: int = 0) -> jax.Array:

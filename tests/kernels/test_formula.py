@@ -11,7 +11,6 @@ from implicitppl.kernels import (
     RBF,
     Activation,
     Cosine,
-    Layer,
     Linear,
     Matern32,
     NeuralKernelNetwork,
@@ -20,6 +19,7 @@ from implicitppl.kernels import (
     ProductLayer,
     nkn_regression,
 )
+from implicitppl.kernels._networks.layers import Layer
 
 KEY = jax.random.key(0)
 

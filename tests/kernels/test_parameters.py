@@ -15,13 +15,13 @@ from implicitppl.kernels import (
     Matern32,
     Periodic,
     SpectralMixture,
-    as_arrays,
     constrain,
     parameters,
     positive,
     real,
     unconstrain,
 )
+from implicitppl.kernels._parameters import as_arrays
 from tests.helpers import assert_compiles_once, compilations
 
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitppl.linalg import top_eigenpairs
+from implicitppl.linalg._eigen import top_eigenpairs
 
 eigenpairs = eqx.filter_jit(top_eigenpairs)
 

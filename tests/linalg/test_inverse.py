@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from implicitppl.linalg import small_inverse
+from implicitppl.linalg._inverse import small_inverse
 from tests.helpers import assert_compiles_once
 
 invert = jax.jit(small_inverse)

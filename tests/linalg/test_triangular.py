@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitppl.linalg import inverse_from_factor
+from implicitppl.linalg._triangular import inverse_from_factor
 
 invert = jax.jit(inverse_from_factor)
 

@@ -14,14 +14,14 @@ from implicitppl.kernels import RBF, Linear, Matern32
 from implicitppl.processes import (
     AbstractGaussianProcess,
     FeatureProcess,
-    FunctionValues,
     PiecewiseConstant,
     RandomFeatures,
     RandomPeriodic,
-    StackedValues,
-    SumProcess,
     stack,
 )
+from implicitppl.processes._function_values import FunctionValues
+from implicitppl.processes._multi_output import StackedValues
+from implicitppl.processes._process import SumProcess
 
 KEY = jax.random.key(0)
 X = np.linspace(0.1, 0.9, 5)[:, None]

@@ -13,14 +13,8 @@ from numpyro.infer.util import log_density
 
 from implicitppl.gp import GaussianProcess
 from implicitppl.kernels import RBF, Matern32
-from implicitppl.processes import (
-    FeatureProcess,
-    PiecewiseConstant,
-    RandomFeatures,
-    SharedFunction,
-    function,
-    stack,
-)
+from implicitppl.processes import FeatureProcess, PiecewiseConstant, RandomFeatures, function, stack
+from implicitppl.processes._function_site import SharedFunction
 
 KEY = jax.random.key(0)
 FIRST, SECOND, THIRD = np.array([0.0, 0.4]), np.array([0.7, 1.5, 0.2]), np.array([2.0])

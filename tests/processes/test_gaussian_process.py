@@ -13,7 +13,8 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process import kernels as sk
 
 from implicitppl.gp import GaussianProcess
-from implicitppl.kernels import RBF, Kernel, Matern32, Matern52, additive_terms, positive
+from implicitppl.kernels import RBF, Kernel, Matern32, Matern52, positive
+from implicitppl.kernels._terms import additive_terms
 from implicitppl.processes import Process, WhitenReparam
 
 NOISE = 0.2

@@ -10,12 +10,8 @@ from numpyro.distributions import Normal, constraints
 from numpyro.infer import MCMC, NUTS
 
 from implicitppl.distributions import ImplicitDensityError
-from implicitppl.processes import (
-    FunctionValues,
-    ImplicitProcess,
-    ParametricProcess,
-    check_coherent,
-)
+from implicitppl.processes import ImplicitProcess, ParametricProcess, check_coherent
+from implicitppl.processes._function_values import FunctionValues
 
 KEY = jax.random.key(0)
 X = jnp.linspace(-1, 1, 5)[:, None]

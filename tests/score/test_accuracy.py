@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitppl.kernels import median_lengthscale
+from implicitppl.kernels._distances import median_lengthscale
 from implicitppl.score import SSGE, Gaussian, Stein, select
 
 Draw = tuple[np.ndarray, np.ndarray]

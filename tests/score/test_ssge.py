@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitppl.kernels import RBF, InverseMultiquadric, Matern32, median_lengthscale
+from implicitppl.kernels import RBF, InverseMultiquadric, Matern32
+from implicitppl.kernels._distances import median_lengthscale
 from implicitppl.score import SSGE, Cutoff, Ridge, matching_loss
 
 M, D = 40, 3

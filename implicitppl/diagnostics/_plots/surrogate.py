@@ -30,7 +30,8 @@ def plot_surrogate(report: SurrogateReport, *, title: str | None = None) -> Any:
 
     Example:
         >>> import numpy as np
-        >>> from implicitppl.diagnostics import plot_surrogate, surrogate_checks
+        >>> from implicitppl.diagnostics import plot_surrogate
+        >>> from implicitppl.diagnostics._surrogate_report.report import surrogate_checks
         >>> x = np.random.default_rng(0).normal(size=(2, 100))
         >>> names = ("accept_prob", "diverging", "num_evaluations", "surrogate_error",
         ...     "integration_error", "surrogate_gap", "bank_distance", "potential_energy")

@@ -105,7 +105,7 @@ def calibration(
         Yao et al. 2018 (arXiv 1802.02538), algorithm 2; Talts et al. 2018 (arXiv 1804.06788).
 
     Example:
-        >>> from implicitppl.diagnostics import symmetry_p_value
+        >>> from implicitppl.diagnostics._statistics.calibration import symmetry_p_value
         >>> import numpy as np
         >>> biased = np.linspace(0.4, 1.0, 50)
         >>> symmetry_p_value(biased) < 0.01

@@ -154,7 +154,7 @@ def score_slope(
 
     Example:
         >>> import jax
-        >>> from implicitppl.diagnostics import score_slope
+        >>> from implicitppl.diagnostics._statistics.slopes import score_slope
         >>> z = jax.random.normal(jax.random.key(0), (100, 3))
         >>> float(score_slope(-0.5 * z, -z, z).slope)
         0.5

@@ -145,7 +145,7 @@ def run_limit(num_trials: int, acceptance: float, level: float = FALSE_ALARMS) -
         ValueError: an acceptance or a level out of range.
 
     Example:
-        >>> from implicitppl.diagnostics import run_limit
+        >>> from implicitppl.diagnostics._surrogate_report.parts import run_limit
         >>> run_limit(1000, 0.7), run_limit(1000, 0.1)
         (10, 87)
     """

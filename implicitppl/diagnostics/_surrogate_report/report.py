@@ -189,7 +189,7 @@ def surrogate_checks(
 
     Example:
         >>> import numpy as np
-        >>> from implicitppl.diagnostics import surrogate_checks
+        >>> from implicitppl.diagnostics._surrogate_report.report import surrogate_checks
         >>> rng = np.random.default_rng(0)
         >>> x = rng.normal(size=(4, 500))                         # N(0, 1), as if independent
         >>> zero = np.zeros((4, 500))

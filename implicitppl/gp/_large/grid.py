@@ -34,7 +34,8 @@ from implicitppl._core.checks import check_finite, check_positive
 from implicitppl._core.cholesky import safe_cholesky
 from implicitppl._core.points import as_points
 from implicitppl.gp._means import Mean, as_mean
-from implicitppl.kernels import Kernel, as_arrays
+from implicitppl.kernels import Kernel
+from implicitppl.kernels._parameters import as_arrays
 
 # The sizes of the axes differ, so that their shapes have no common name.
 Axes = tuple[Array, ...]

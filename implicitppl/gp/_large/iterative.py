@@ -30,7 +30,8 @@ from implicitppl._core.checks import check_positive
 from implicitppl._core.points import as_noise_variance, as_points, check_points
 from implicitppl.gp._exact import GaussianProcess
 from implicitppl.gp._nugget import nugget
-from implicitppl.linalg import conjugate_gradients, log_of_tridiagonal, pivoted_cholesky
+from implicitppl.linalg import pivoted_cholesky
+from implicitppl.linalg._cg import conjugate_gradients, log_of_tridiagonal
 from implicitppl.processes import AbstractGaussianProcess
 
 UNSOLVED = 1e-2

@@ -17,7 +17,7 @@ from numpyro.distributions import constraints
 from numpyro.util import is_prng_key
 
 from implicitppl._core.cholesky import SafeCholesky, safe_cholesky
-from implicitppl.distributions import OrderedDistribution, split_callable
+from implicitppl.distributions._pytree import OrderedDistribution, split_callable
 from implicitppl.linalg import normal_log_density
 from implicitppl.linalg._extended import with_noise
 

@@ -17,7 +17,7 @@ from implicitppl._core.moments import (
     shrinkage_amount,
     shrunk_covariance,
 )
-from implicitppl.kernels import median_lengthscale
+from implicitppl.kernels._distances import median_lengthscale
 from implicitppl.score._checks import or_equal
 from implicitppl.score._reference import GaussianReference, gaussian_reference
 from implicitppl.score._selection.grid import RadialChoice

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from implicitppl._core.frames import Frame
 from implicitppl._core.moments import moments
-from implicitppl.kernels import median_lengthscale
+from implicitppl.kernels._distances import median_lengthscale
 from implicitppl.score._checks import or_equal
 from implicitppl.score._fitted import FittedScore
 from implicitppl.score._reference import GaussianReference

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from implicitppl.kernels import Kernel
-from implicitppl.linalg import top_eigenpairs
+from implicitppl.linalg._eigen import top_eigenpairs
 
 # K_YY is inverted above this many eps of its largest eigenvalue: 1e-6 in float32. Its eigenvalues
 # carry an error of 1.5 to 5 eps (see `linalg`); the textbook floor m eps throws away signal.

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 from implicitppl._core.checks import check_positive
 from implicitppl._core.frames import Frame, check_metric, metric_frame
 from implicitppl._core.moments import Moments, moments
-from implicitppl.kernels import RBF, Kernel, median_lengthscale
+from implicitppl.kernels import RBF, Kernel
+from implicitppl.kernels._distances import median_lengthscale
 from implicitppl.score._checks import check_weighted, join_covariates, or_equal
 from implicitppl.score._fitted import FittedScore, fit_info
 from implicitppl.score._reference import (

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from implicitppl.kernels import Kernel
-from implicitppl.linalg import is_full
+from implicitppl.linalg._eigen import is_full
 from implicitppl.score._checks import or_equal
 from implicitppl.score._spectral.basis import full_basis, landmark_basis, stein_targets
 from implicitppl.score._spectral.filters import SpectralFilter
