@@ -32,7 +32,7 @@ from numpyro.infer import SVI
 from statsmodels.datasets import nile
 
 from implicitppl.divergences import GaussianKL, UniformBox
-from implicitppl.gp import Fit, GaussianProcess, fit
+from implicitppl.gp import GaussianProcess, ProcessFitResult, fit
 from implicitppl.infer import FunctionalELBO, function_posterior, predict
 from implicitppl.kernels import RBF
 from implicitppl.processes import BayesianNetwork, ParametricProcess, PiecewiseConstant
@@ -196,7 +196,7 @@ def standard(times: np.ndarray, values: np.ndarray) -> Standard:
     return Standard(x, (values - centre) / scale, centre, scale)
 
 
-def curve_posterior(found: Fit, s: Standard, grid: np.ndarray) -> Exact:
+def curve_posterior(found: ProcessFitResult, s: Standard, grid: np.ndarray) -> Exact:
     """Return the posterior of the fitted Gaussian process."""
     values = found.process.condition(s.x, s.y, found.noise_scale)(grid)
     return Exact(

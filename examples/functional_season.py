@@ -31,7 +31,7 @@ from statsmodels.datasets import co2
 
 from implicitppl.diagnostics import to_arviz
 from implicitppl.divergences import GaussianKL, UniformBox
-from implicitppl.gp import Fit, GaussianProcess, fit
+from implicitppl.gp import GaussianProcess, ProcessFitResult, fit
 from implicitppl.infer import FunctionalELBO, FunctionSamples, function_posterior, predict
 from implicitppl.kernels import RBF, Linear, Periodic
 from implicitppl.processes import BayesianNetwork, ParametricProcess
@@ -102,7 +102,7 @@ def months() -> tuple[np.ndarray, np.ndarray]:
     return years.to_numpy(float), table.to_numpy(float)
 
 
-def train(prior: Fit, x: np.ndarray, y: np.ndarray, num_steps: int) -> FunctionSamples:
+def train(prior: ProcessFitResult, x: np.ndarray, y: np.ndarray, num_steps: int) -> FunctionSamples:
     """Return functions of the trained network at all times x; y are the first of them."""
     kernel, noise, span = prior.process.kernel, float(prior.noise_scale), float(x[-1])
     line = BayesianNetwork(1, 1, 0, key=jax.random.key(2), initial_scale=math.exp(-3))

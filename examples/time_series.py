@@ -18,7 +18,7 @@ import numpy as np
 from numpyro.distributions import Normal
 from statsmodels.datasets import co2
 
-from implicitppl.gp import Fit, GaussianProcess, fit
+from implicitppl.gp import GaussianProcess, ProcessFitResult, fit
 from implicitppl.kernels import RBF, Kernel, nkn_time_series
 
 Start = Callable[[jax.Array], Kernel]
@@ -36,7 +36,7 @@ def learn(
     data: tuple[np.ndarray, np.ndarray],
     starts: int,
     num_steps: int,
-) -> Fit:
+) -> ProcessFitResult:
     """Return the fit of the start with the highest evidence."""
     x, y = data
     keys = jax.random.split(jax.random.key(0), starts)

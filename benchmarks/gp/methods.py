@@ -105,7 +105,7 @@ def run_processes(starts: list[Any], split: Split, settings: Settings) -> Run:
     info |= {
         "log_evidence": float(found.log_evidence),
         "noise_sd": float(found.noise_scale),
-        "failed_steps": int(found.num_failed),
+        "failed_steps": int(found.num_skipped),
         "evidences": [round(float(e), 3) for e in evidence],
     }
     return Run(mean, variance, info)

@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.common.paths import RESULTS
 from benchmarks.common.rows import append, provenance, read
 from benchmarks.series.problems import Series, Start, airline, co2, cut, figures, kernels, sunspots
-from implicitppl.gp import Fit, GaussianProcess, best_fit
+from implicitppl.gp import GaussianProcess, ProcessFitResult, best_fit
 from implicitppl.kernels import NeuralKernelNetwork, Periodic
 
 KEY = ("series", "method", "seed")
@@ -36,7 +36,7 @@ MIN_SHARE = 0.02
 
 def learn(
     s: Series, start: Start, seed: int, restarts: int, num_steps: int
-) -> tuple[Fit, list[float]]:
+) -> tuple[ProcessFitResult, list[float]]:
     """Return the fit of the highest evidence, and the evidence of every start."""
     x, y = jnp.asarray(s.x[: s.num_fitted]), jnp.asarray(s.y[: s.num_fitted])
     keys = jax.random.split(jax.random.key(seed), restarts)
@@ -46,7 +46,7 @@ def learn(
     return found, [round(float(value), 3) for value in evidence]
 
 
-def measure(s: Series, found: Fit) -> dict[str, Any]:
+def measure(s: Series, found: ProcessFitResult) -> dict[str, Any]:
     """Return figures of the last 30%, and the prediction itself in the units of the values."""
     x, y = jnp.asarray(s.x), jnp.asarray(s.y)
     num = s.num_fitted
@@ -65,7 +65,7 @@ def measure(s: Series, found: Fit) -> dict[str, Any]:
         "mean": [float(f"{v:.6g}") for v in s.centre + s.scale * mean],
         "deviation": [float(f"{v:.4g}") for v in s.scale * deviation],
         "noise_scale": float(found.noise_scale),
-        "num_failed": int(found.num_failed),
+        "num_failed": int(found.num_skipped),
         **learned,
     }
 

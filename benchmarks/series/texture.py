@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.common.paths import RESULTS
 from benchmarks.common.rows import append, provenance, read
 from benchmarks.series.problems import NORMAL_95
-from implicitppl.gp import Fit, GridGaussianProcess, fit
+from implicitppl.gp import GridGaussianProcess, ProcessFitResult, fit
 from implicitppl.kernels import RBF, Kernel, SpectralMixture, nkn_texture
 
 KEY = ("texture", "method", "seed")
@@ -94,7 +94,9 @@ def kernels(t: Texture) -> dict[str, Callable[[jax.Array], list[Kernel]]]:
     }
 
 
-def fill(t: Texture, found: Fit, num_draws: int) -> tuple[np.ndarray, np.ndarray, float]:
+def fill(
+    t: Texture, found: ProcessFitResult, num_draws: int
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Return mean and standard deviation of every pixel, noise included, and the residual."""
     process = GridGaussianProcess(found.process.kernels)  # conjugate gradients to the end
     posterior = process.condition(t.axes, t.y, found.noise_scale, observed=t.seen)
@@ -128,7 +130,7 @@ def run(t: Texture, start: list[Kernel], num_steps: int, num_draws: int) -> dict
         "noise_scale": float(found.noise_scale),
         "spread_in_hole": float(t.y[hole].std()),
         "relative_residual": residual,
-        "num_failed": int(found.num_failed),
+        "num_failed": int(found.num_skipped),
         "num_steps": num_steps,
         "cpu_seconds": time.process_time() - begin,
     }

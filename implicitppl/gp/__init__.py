@@ -1,7 +1,7 @@
 """Gaussian processes: exact and large, their evidence, and learning from it."""
 
 from implicitppl.gp._exact import GaussianProcess
-from implicitppl.gp._fit import Fit, best_fit, fit
+from implicitppl.gp._fit import ProcessFitResult, best_fit, fit
 from implicitppl.gp._large.grid import GridGaussianProcess
 from implicitppl.gp._large.iterative import IterativeGaussianProcess
 from implicitppl.gp._large.sparse import SparseGaussianProcess
@@ -10,7 +10,7 @@ from implicitppl.gp._means import Mean
 __all__ = [
     "GaussianProcess",
     "Mean",
-    "Fit",
+    "ProcessFitResult",
     "GridGaussianProcess",
     "IterativeGaussianProcess",
     "SparseGaussianProcess",

@@ -20,29 +20,33 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from implicitppl._core.checks import check_non_negative, check_positive
+from implicitppl._train.result import FitResult
 from implicitppl.gp._model import HasEvidence
 from implicitppl.kernels import constrain, parameters, unconstrain
 from implicitppl.kernels._parameters import as_arrays
 
+CALM_GAIN = 0.1  # nats in the last quarter of the steps
 M = TypeVar("M", bound=HasEvidence)
 
 
-class Fit(NamedTuple):
-    """What `fit` returns.
+class ProcessFitResult(FitResult):
+    """What `implicitppl.gp.fit` returns.
 
     Attributes:
+        losses: minus the log evidence before every step, (num_steps,).
+        objective: in words, what they mean.
+        converged: whether the last quarter of the steps gained less than 0.1 nats. The learning
+            rate falls to 0, so this is necessary and not sufficient.
+        num_steps: how many steps were run.
+        num_skipped: steps at points where the value or gradient was not finite.
         process: the model with the parameters of the best step.
         noise_scale: the noise's standard deviation of that step.
         log_evidence: its log p(y), in nats, of all observations together.
-        history: (num_steps,) log evidence before every step.
-        num_failed: steps at points where the value or gradient was not finite.
     """
 
     process: Any
     noise_scale: Float[Array, "..."]
     log_evidence: Float[Array, ""]
-    history: Float[Array, " steps"]
-    num_failed: Int[Array, ""]
 
 
 def fit(
@@ -56,7 +60,7 @@ def fit(
     learning_rate: float = 0.05,
     optim: optax.GradientTransformation | None = None,
     fixed: Collection[str] = (),
-) -> Fit:
+) -> ProcessFitResult:
     """Return the process whose parameters make the observations most probable.
 
     Args:
@@ -72,7 +76,7 @@ def fit(
         fixed: names of `implicitppl.kernels.parameters(process)` that are held, and "noise_scale".
 
     Returns:
-        `Fit(process, noise_scale, log_evidence, history, num_failed)`. Observe the process with
+        `ProcessFitResult`. Observe the process with
         `result.process.condition(x, y, result.noise_scale)`.
 
     Raises:
@@ -91,7 +95,7 @@ def fit(
         >>> from implicitppl.gp import GaussianProcess
         >>> x = jnp.linspace(0, 6, 30)
         >>> found = fit(GaussianProcess(RBF()), x, jnp.sin(x), num_steps=100)
-        >>> bool(found.log_evidence > found.history[0])
+        >>> bool(found.log_evidence > -found.losses[0])
         True
     """
     if not isinstance(process, HasEvidence):
@@ -128,7 +132,7 @@ def fit(
 
 def best_fit(
     starts: Sequence[M | Any], x: Any, y: ArrayLike, noise_scale: ArrayLike = 0.1, **options: Any
-) -> tuple[Fit, Float[np.ndarray, " starts"]]:
+) -> tuple[ProcessFitResult, Float[np.ndarray, " starts"]]:
     """Return the fit of the highest log evidence of several starts, and the evidence of each.
 
     For kernels whose evidence has many maxima: periods, spectral mixtures, networks. The choice
@@ -177,7 +181,7 @@ class _State(NamedTuple):
     optimiser: Any
     best: Any
     best_value: Float[Array, ""]
-    num_failed: Int[Array, ""]
+    num_skipped: Int[Array, ""]
 
 
 @eqx.filter_jit
@@ -189,7 +193,7 @@ def _run(
     num_steps: int,
     optim: optax.GradientTransformation,
     fixed: frozenset[str],
-) -> Fit:
+) -> ProcessFitResult:
     free, held, rebuild = _split(start, fixed)
 
     def loss(raw: Any) -> Array:
@@ -211,21 +215,32 @@ def _run(
                 _choose(good, optimiser, state.optimiser),
                 _choose(better, state.raw, state.best),
                 jnp.where(better, value, state.best_value),
-                state.num_failed + ~good,
+                state.num_skipped + ~good,
             ),
-            -value,
+            value,
         )
 
     optim = optax.with_extra_args_support(optim)
     worst = jnp.asarray(jnp.inf, y.dtype)
     initial = _State(free, optim.init(free), free, worst, jnp.zeros((), jnp.int32))
-    state, history = jax.lax.scan(step, initial, None, num_steps)
+    state, losses = jax.lax.scan(step, initial, None, num_steps)
     final = loss(state.raw)
     last_is_best = final < state.best_value
     best = _choose(last_is_best, state.raw, state.best)
     process, scale = rebuild(eqx.combine(best, held))
     value = jnp.where(last_is_best, final, state.best_value)
-    return Fit(process, scale, -value, history, state.num_failed)
+    late = num_steps // 4
+    gained = jnp.min(losses[: num_steps - late]) - value
+    return ProcessFitResult(
+        losses=losses,
+        objective="negative log evidence",
+        converged=(late > 0) & (gained < CALM_GAIN),
+        num_steps=num_steps,
+        num_skipped=state.num_skipped,
+        process=process,
+        noise_scale=scale,
+        log_evidence=-value,
+    )
 
 
 def _split(

@@ -5,7 +5,7 @@ from implicitppl.infer._functional.posterior import FunctionSamples, function_po
 from implicitppl.infer._functional.report import FunctionalReport
 from implicitppl.infer._guides.auto_implicit import AutoImplicit
 from implicitppl.infer._guides.elbo import ImplicitELBO
-from implicitppl.infer._guides.fit import FitResult, fit
+from implicitppl.infer._guides.fit import GuideFitResult, fit
 from implicitppl.infer._long.mcmc import LongMCMC
 from implicitppl.infer._score_hmc.bank import Bank
 from implicitppl.infer._score_hmc.kernel import ScoreHMC
@@ -14,7 +14,7 @@ from implicitppl.infer._score_hmc.state import ScoreHMCState
 __all__ = [
     "AutoImplicit",
     "Bank",
-    "FitResult",
+    "GuideFitResult",
     "FunctionSamples",
     "FunctionalELBO",
     "FunctionalReport",

@@ -13,7 +13,7 @@ from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoGuideList, AutoNormal
 
 from implicitppl.distributions import NoiseGenerator, ResidualGenerator
-from implicitppl.infer import AutoImplicit, FitResult, ImplicitELBO, fit
+from implicitppl.infer import AutoImplicit, GuideFitResult, ImplicitELBO, fit
 
 KEY = jax.random.key(0)
 COVARIANCE = np.array([[1.0, 0.9, 0.3], [0.9, 1.0, 0.2], [0.3, 0.2, 4.0]])
@@ -35,14 +35,14 @@ def mixed_supports(y: jax.Array) -> None:
 
 
 @pytest.fixture(scope="module")
-def gaussian_fit() -> tuple[AutoImplicit, FitResult]:
+def gaussian_fit() -> tuple[AutoImplicit, GuideFitResult]:
     guide = AutoImplicit(correlated)
     loss = ImplicitELBO(64)
     return guide, fit(KEY, correlated, guide, loss=loss, num_steps=1500, progress_bar=False)
 
 
 @pytest.fixture(scope="module")
-def mixed_fit() -> tuple[AutoImplicit, FitResult]:
+def mixed_fit() -> tuple[AutoImplicit, GuideFitResult]:
     guide = AutoImplicit(mixed_supports, num_starts=0)
     loss = ImplicitELBO(16)
     return guide, fit(KEY, mixed_supports, guide, 1.0, loss=loss, num_steps=100, progress_bar=False)

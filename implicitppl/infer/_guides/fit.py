@@ -22,19 +22,20 @@ that resumes from it gives the same bits.
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 from numpyro.infer import ELBO
 from numpyro.infer.svi import SVIState
 from tqdm.auto import tqdm
 
 from implicitppl._train.checkpoint import load_newest, save
 from implicitppl._train.programs import Captured
+from implicitppl._train.result import FitResult
 from implicitppl._train.schedule import Plan
 from implicitppl.infer._guides.gaussian import GaussianFit
 from implicitppl.infer._guides.training import FitState, Runner
@@ -42,11 +43,10 @@ from implicitppl.infer._guides.training import FitState, Runner
 Params = dict[str, Any]
 
 
-class FitResult(NamedTuple):
+class GuideFitResult(FitResult):
     """A trained guide.
 
     Attributes:
-        params: what `guide.sample_posterior` takes.
         losses: loss of each step, (num_steps,).
         objective: in words, what the losses mean.
         converged: whether the objective stopped falling before the budget ended, with a
@@ -56,21 +56,17 @@ class FitResult(NamedTuple):
             to check.
         num_steps: how many steps were run.
         num_skipped: steps whose loss or gradient was not finite.
+        params: what `guide.sample_posterior` takes.
         state: may be handed to `numpyro.infer.SVI` or inspected.
         log_weight_sd: standard deviation of log p(z, y) - log q(z) over draws, in nats, from the
             last 200 losses: 0 for an exact guide, and about sqrt(2 KL) near one. Large values mean
-            that rare draws decide the loss. NaN for surrogates, which have no density, and for
-            subsampled models, where the minibatch scatters the losses.
+            that rare draws decide the loss. NaN for losses without a density, and for subsampled
+            models, where the minibatch scatters the losses.
         gaussian: the start, with the losses of all places that were tried; None where the guide
             has none.
     """
 
     params: Params
-    losses: Array
-    objective: str
-    converged: bool
-    num_steps: int
-    num_skipped: int
     state: SVIState
     log_weight_sd: float = float("nan")
     gaussian: GaussianFit | None = None
@@ -91,7 +87,7 @@ def fit(
     progress_bar: bool = True,
     checkpoint: str | Path | None = None,
     **kwargs: Any,
-) -> FitResult:
+) -> GuideFitResult:
     """Returns the guide's parameters, trained to convergence or to the end of the budget.
 
     Args:
@@ -159,7 +155,7 @@ def fit(
     params, converged, spread = runner.finish(state, args, kwargs)
     num_done = int(state.step)
     losses = state.losses[:num_done]
-    return FitResult(
+    return GuideFitResult(
         params=params,
         losses=losses,
         objective=runner.objective,
