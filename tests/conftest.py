@@ -32,7 +32,7 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 TESTS = Path(__file__).parent
-STRICT_LAYERS = {"linalg", "kernels", "score"}
+STRICT_LAYERS = {"core", "linalg", "kernels", "score"}
 """Folders whose code must not promote ranks or dtypes by accident (the layers below NumPyro)."""
 
 

@@ -6,6 +6,7 @@ says what each number cannot see. For runs of `ScoreHMC`: `surrogate_report`. Ar
 are imported when a function that needs them is called.
 """
 
+from implicitppl._core.faces import show_at
 from implicitppl.diagnostics._arviz.containers import to_arviz
 from implicitppl.diagnostics._guide_report.compare import compare
 from implicitppl.diagnostics._guide_report.report import Report, report
@@ -40,3 +41,5 @@ __all__ = [
     "surrogate_report",
     "to_arviz",
 ]
+
+show_at(globals())

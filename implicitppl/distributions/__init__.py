@@ -1,5 +1,6 @@
 """Samplers as NumPyro distributions, which have no density in closed form; priors over kernels."""
 
+from implicitppl._core.faces import show_at
 from implicitppl.distributions._implicit import Implicit, ImplicitDensityError
 from implicitppl.distributions._kernel_prior import kernel_at, random_kernel
 from implicitppl.distributions._noise import NoiseGenerator
@@ -15,3 +16,5 @@ __all__ = [
     "kernel_at",
     "random_kernel",
 ]
+
+show_at(globals())

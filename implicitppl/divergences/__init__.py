@@ -1,5 +1,6 @@
 """How far two processes are apart at the inputs where they are compared, in nats."""
 
+from implicitppl._core.faces import show_at
 from implicitppl.divergences._divergence import Divergence, GaussianKL, GridKL, RegularizedKL
 from implicitppl.divergences._measurement import DataNoise, HeldInputs, Measurement, UniformBox
 from implicitppl.divergences._score import ScoreKL
@@ -17,3 +18,5 @@ __all__ = [
     "UniformBox",
     "batch_weight",
 ]
+
+show_at(globals())

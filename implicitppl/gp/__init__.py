@@ -1,5 +1,6 @@
 """Gaussian processes: exact and large, their evidence, and learning from it."""
 
+from implicitppl._core.faces import show_at
 from implicitppl.gp._exact import GaussianProcess
 from implicitppl.gp._fit import ProcessFitResult, best_fit, fit
 from implicitppl.gp._large.grid import GridGaussianProcess
@@ -17,3 +18,5 @@ __all__ = [
     "best_fit",
     "fit",
 ]
+
+show_at(globals())

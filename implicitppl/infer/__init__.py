@@ -1,5 +1,6 @@
 """What plugs into `numpyro.infer`: guides, losses, `fit`, kernels, `LongMCMC`."""
 
+from implicitppl._core.faces import show_at
 from implicitppl.infer._functional.loss import FunctionalELBO
 from implicitppl.infer._functional.posterior import FunctionSamples, function_posterior, predict
 from implicitppl.infer._functional.report import FunctionalReport
@@ -26,3 +27,5 @@ __all__ = [
     "function_posterior",
     "predict",
 ]
+
+show_at(globals())

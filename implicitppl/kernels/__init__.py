@@ -1,5 +1,6 @@
 """Covariance functions on single points, their algebra, and the median lengthscale."""
 
+from implicitppl._core.faces import show_at
 from implicitppl.kernels._arccosine import ArcCosine
 from implicitppl.kernels._base import Kernel
 from implicitppl.kernels._constant import Constant, White
@@ -52,3 +53,5 @@ __all__ = [
     "real",
     "unconstrain",
 ]
+
+show_at(globals())

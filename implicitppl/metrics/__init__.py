@@ -1,5 +1,6 @@
 """Numbers on samples and predictions, without models: functions of arrays only."""
 
+from implicitppl._core.faces import show_at
 from implicitppl.metrics._distances import energy_distance, sliced_wasserstein
 from implicitppl.metrics._marginals import marginal_differences
 
@@ -8,3 +9,5 @@ __all__ = [
     "marginal_differences",
     "sliced_wasserstein",
 ]
+
+show_at(globals())

@@ -1,5 +1,6 @@
 """Distributions over functions: `process(x)` is the NumPyro distribution of the values at x."""
 
+from implicitppl._core.faces import show_at
 from implicitppl.processes._features import FeatureProcess
 from implicitppl.processes._from_model import from_model
 from implicitppl.processes._function_site import function
@@ -38,3 +39,5 @@ __all__ = [
     "function",
     "stack",
 ]
+
+show_at(globals())

@@ -37,6 +37,16 @@ class Process(eqx.Module):
     def draw(self, key: PRNGKeyArray, num_samples: int = 1) -> Callable[[ArrayLike], Array]:
         """Return S functions that stay the same over several calls: x -> (S, N) or (S, N, P)."""
 
+    def divergence_from(self, prior: "Process") -> Float[Array, ""] | None:
+        """Return KL[self || prior] of whole functions, in nats, where it is known; else None.
+
+        It is finite where the two differ through finitely many values or weights only, as of a
+        variational posterior and its prior. Losses and reports ask for it before they compare
+        values at measurement points.
+        """
+        del prior
+        return None
+
     def sample(
         self, key: PRNGKeyArray, x: ArrayLike, num_samples: int = 1
     ) -> Float[Array, "S N *P"]:

@@ -4,6 +4,7 @@ An estimator is data: a kernel, a spectral filter, a metric and a reference. `fi
 a `FittedScore`, which is called on points. Nothing here imports NumPyro.
 """
 
+from implicitppl._core.faces import show_at
 from implicitppl.score._fitted import FittedScore, ScoreInfo
 from implicitppl.score._gaussian import Gaussian
 from implicitppl.score._in_sample import affine_stein_correction, entropy_surrogate
@@ -72,3 +73,5 @@ __all__ = [
     "matching_loss",
     "select",
 ]
+
+show_at(globals())

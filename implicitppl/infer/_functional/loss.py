@@ -131,7 +131,9 @@ class FunctionalELBO(ELBO):
         for index, found in enumerate(step.compared.values()):
             key = jax.random.fold_in(divergence_key, index)
             with dependence_named():
-                total = total + found.scale * self.divergence(found.pair(key), key)
+                known = found.known_divergence
+                value = self.divergence(found.pair(key), key) if known is None else known
+            total = total + found.scale * value
         loss = step.loss + self._weight(step) * total
         return {"loss": loss, "mutable_state": step.mutable or None}
 
@@ -166,10 +168,15 @@ class FunctionalELBO(ELBO):
         values, scales, growths, warnings, exact = [], [], [], [], []
         for index, (name, found) in enumerate(step.compared.items()):
             key = jax.random.fold_in(rng_key, index)
+            scales.append(float(found.scale))
+            known = found.known_divergence
+            if known is not None:
+                values.append(float(found.scale * known))
+                exact.append(True)
+                continue
             with dependence_named():
                 pair = found.pair(key)
             values.append(float(found.scale * self.divergence(pair, key)))
-            scales.append(float(found.scale))
             exact.append(pair.is_exact)
             warnings += caveats(name, pair, self.divergence.added_variance(pair))
             if not with_growth:

@@ -60,6 +60,11 @@ class Comparison(NamedTuple):
     prior: Process
     scale: Array
 
+    @property
+    def known_divergence(self) -> Array | None:
+        """KL of whole functions, where the guide's process knows it."""
+        return self.guide.divergence_from(self.prior)
+
     def pair(self, key: PRNGKeyArray) -> Pair:
         """Return moments and draws of both sides; the key is for draws of the prior."""
         prior_key = jax.random.fold_in(key, 1)

@@ -20,7 +20,7 @@ from implicitppl.gp import GaussianProcess
 from implicitppl.infer import FunctionalELBO, FunctionSamples, function_posterior, predict
 from implicitppl.infer._functional.report import drawn_prior
 from implicitppl.kernels import RBF, Matern12
-from implicitppl.processes import BayesianNetwork, LinearizedNetwork
+from implicitppl.processes import BayesianNetwork, FeatureProcess, LinearizedNetwork
 
 X = jnp.linspace(-1, 1, 10)[:, None]
 Y = jnp.sin(3 * X[:, 0])
@@ -206,3 +206,42 @@ def test_a_gaussian_process_is_predicted_jointly():
     exact = np.asarray(posterior.covariance(grid))
     spread = np.sqrt((np.outer(np.diag(exact), np.diag(exact)) + exact**2) / 4000)
     assert np.max(np.abs(np.asarray(found.covariance(jnp.arange(15))) - exact) / spread) < 5
+
+
+class KnownWeights(FeatureProcess):
+    """Functions of normal weights that know their divergence from standard normal weights."""
+
+    def divergence_from(self, prior):
+        tril = self.scale_tril
+        terms = jnp.sum(tril**2) + jnp.sum(self.loc**2) - self.loc.shape[0]
+        return 0.5 * terms - jnp.sum(jnp.log(jnp.diagonal(tril)))
+
+
+def test_a_divergence_that_the_guide_knows_replaces_the_one_at_points():
+    tril = jnp.array([[0.5, 0.0], [0.1, 0.3]])
+
+    def features(x):
+        return jnp.column_stack([x, jnp.cos(2 * x)])
+
+    prior = FeatureProcess(features, jnp.zeros(2), jnp.eye(2))
+    loc = jnp.array([0.4, -1.0])
+
+    def line(x, y):
+        f = numpyro.sample("f", prior(x))
+        numpyro.sample("y", dist.Normal(f, 0.3).to_event(1), obs=y)
+
+    def report_of(kind):
+        loss = FunctionalELBO(None, GaussianKL(1e-4), num_particles=16)
+        call = (line, lambda x, y: numpyro.sample("f", kind(features, loc, tril)(x)), X, Y)
+        value = loss.loss(jax.random.key(0), {}, *call)
+        return float(value), loss.report(jax.random.key(0), {}, *call)
+
+    value, known = report_of(KnownWeights)
+    at_points, compared = report_of(FeatureProcess)
+    covariance = np.asarray(tril @ tril.T)
+    exact = float(0.5 * (np.trace(covariance) + loc @ loc - 2 - np.linalg.slogdet(covariance)[1]))
+    assert known.divergence_value == pytest.approx(exact, rel=1e-12) and known.is_exact
+    assert known.growth == () and known.warnings == () and len(compared.growth) == 1
+    # Ten points determine two weights, but for noise of 1e-4 of the prior's deviation.
+    assert compared.divergence_value == pytest.approx(exact, rel=1e-3)
+    assert value - at_points == pytest.approx(exact - compared.divergence_value, abs=1e-8)

@@ -12,7 +12,7 @@ from numpyro.infer.initialization import init_to_median, init_to_value
 
 from implicitppl.distributions import NoiseGenerator
 from implicitppl.infer import AutoImplicit, ImplicitELBO
-from tests.infer.test_auto_implicit import KEY, correlated
+from tests.infer.guides.test_auto_implicit import KEY, correlated
 
 
 @pytest.mark.smoke
