@@ -8,8 +8,10 @@ PYTEST := $(RUN) -m pytest -n $(WORKERS)
 
 # Two pytest workers on two cores: one thread each.
 THREADS := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
-# Tests and examples mostly compile: what a process has compiled, the others and later runs load.
-PROGRAMS := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/programs \
+# Tests and examples mostly compile: what a process has compiled, the others and later runs load, in
+# any clone on this machine. JAX's key holds the program, its options and the version of XLA.
+KEPT_PROGRAMS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/implicitppl/programs
+PROGRAMS := JAX_COMPILATION_CACHE_DIR=$(KEPT_PROGRAMS) \
   JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 XLA_THREADS := --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1
 ONE_THREAD := $(THREADS) $(PROGRAMS) XLA_FLAGS="$(XLA_THREADS)"
@@ -20,7 +22,7 @@ FAST_COMPILE := $(ONE_THREAD) JAX_DISABLE_MOST_OPTIMIZATIONS=1
 OR_NONE := $(if $(ARGS),|| test $$? -eq 5)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all doctest examples check format bench docs clean
+.PHONY: help setup demo test test-slow test-all doctest examples check format bench docs clean clean-programs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -68,7 +70,10 @@ bench: setup ## the accuracy benchmark in its short form, on bundled data
 docs: setup ## the documentation, warnings are errors (docs/_build/html/index.html)
 	$(RUN) -m sphinx -W --keep-going -b html docs docs/_build/html
 
-clean: ## remove what the other targets made, but not .venv
+clean-programs: ## remove the compiled programs that all clones share
+	rm -rf "$(KEPT_PROGRAMS)"
+
+clean: ## remove what the other targets made, but not .venv and not the kept programs
 	rm -rf docs/_build output build dist .cache
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
