@@ -100,8 +100,8 @@ def fill(
     """Return mean and standard deviation of every pixel, noise included, and the residual."""
     process = GridGaussianProcess(found.process.kernels)  # conjugate gradients to the end
     posterior = process.condition(t.axes, t.y, found.noise_scale, observed=t.seen)
-    draws = np.asarray(posterior.sample(jax.random.key(0), num_draws))
-    mean = np.asarray(posterior.mean())
+    draws = np.asarray(posterior.on_grid().sample(jax.random.key(0), num_draws))
+    mean = np.asarray(posterior.on_grid().mean)
     variance = np.mean((draws - mean) ** 2, axis=0) + float(found.noise_scale) ** 2
     return mean, np.sqrt(variance), float(posterior.relative_residual)
 

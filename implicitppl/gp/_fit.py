@@ -21,12 +21,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from implicitppl._core.checks import check_non_negative, check_positive
 from implicitppl._train.result import FitResult
-from implicitppl.gp._model import HasEvidence
+from implicitppl.gp._model import EvidenceModel
 from implicitppl.kernels import constrain, parameters, unconstrain
 from implicitppl.kernels._parameters import as_arrays
 
 CALM_GAIN = 0.1  # nats in the last quarter of the steps
-M = TypeVar("M", bound=HasEvidence)
+M = TypeVar("M", bound=EvidenceModel)
 
 
 class ProcessFitResult(FitResult):
@@ -98,7 +98,7 @@ def fit(
         >>> bool(found.log_evidence > -found.losses[0])
         True
     """
-    if not isinstance(process, HasEvidence):
+    if not isinstance(process, EvidenceModel):
         raise ValueError(
             "`process` must be a `GaussianProcess` or another model with `log_evidence`; "
             f"got {type(process).__name__}."

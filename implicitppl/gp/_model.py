@@ -5,9 +5,11 @@ from typing import Any, Protocol, runtime_checkable
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from implicitppl.processes import AbstractGaussianProcess
+
 
 @runtime_checkable
-class HasEvidence(Protocol):
+class EvidenceModel(Protocol):
     """A model of functions that says how probable observations are under it."""
 
     def check_data(self, x: Any, y: ArrayLike, observed: ArrayLike | None) -> tuple[Any, Any, Any]:
@@ -22,5 +24,16 @@ class HasEvidence(Protocol):
         *,
         observed: ArrayLike | None = None,
     ) -> Float[Array, ""]:
-        """Return log p(y), or a lower bound of it."""
+        """Return log p(y), in nats, or a lower bound or an estimate of it."""
+        ...
+
+    def condition(
+        self,
+        x: Any,
+        y: ArrayLike,
+        noise_scale: ArrayLike,
+        *,
+        observed: ArrayLike | None = None,
+    ) -> AbstractGaussianProcess:
+        """Return the process given the observations, which is a Gaussian process in any case."""
         ...

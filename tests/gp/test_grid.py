@@ -45,10 +45,28 @@ def test_missing_outputs_are_solved_for_exactly():
     ours = _grid().condition((ROWS, COLUMNS), PICTURE, 0.1, observed=SEEN)
     dense = _dense().condition(POINTS, PICTURE.reshape(-1), 0.1, observed=SEEN.reshape(-1))
     assert float(ours.relative_residual) < 1e-5
-    np.testing.assert_allclose(ours.mean().reshape(-1), dense(POINTS).mean, atol=1e-5)
+    np.testing.assert_allclose(ours.on_grid().mean.reshape(-1), dense(POINTS).mean, atol=1e-5)
     ahead = np.array([[3.3, 1.0], [3.3, 4.5]])
-    on_grid = ours.mean((np.array([3.3]), np.array([1.0, 4.5])))
+    on_grid = ours.on_grid((np.array([3.3]), np.array([1.0, 4.5]))).mean
     np.testing.assert_allclose(on_grid[0], dense(ahead).mean, atol=1e-5)
+
+
+def test_the_posterior_is_a_process_like_any_other():
+    """Points of and off the grid, against the dense process; noise and sums come with it."""
+    ours = _grid().condition((ROWS, COLUMNS), PICTURE, 0.1, observed=SEEN)
+    dense = _dense().condition(POINTS, PICTURE.reshape(-1), 0.1, observed=SEEN.reshape(-1))
+    x, y = np.array([[3.3, 1.0], [0.0, 0.0], [1.1, 4.5]]), POINTS[5:9]
+    found = (*ours.moments(x), ours.mean_at(x), ours.covariance(x, y), ours.covariance(x))
+    expected = (*dense.moments(x), dense.mean_at(x), dense.covariance(x, y), dense.covariance(x))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+    values = jnp.array([0.3, -0.2, 0.1])
+    noisy = (float(p(x, noise_scale=0.2).log_prob(values)) for p in (ours, dense))
+    assert next(noisy) == pytest.approx(next(noisy), abs=1e-3)
+    with pytest.raises(ValueError, match="must have 2 coordinates"):
+        ours.moments(x[:, :1])
+    with pytest.raises(ValueError, match="on the grid of the observations"):
+        ours.on_grid((ROWS, ROWS)).sample(jax.random.key(0))
 
 
 def test_the_approximate_log_determinant_is_near_the_true_one_and_the_rest_is_exact():
@@ -71,7 +89,7 @@ def test_the_approximate_log_determinant_is_near_the_true_one_and_the_rest_is_ex
 def test_draws_have_the_moments_of_the_dense_posterior():
     num = 2000
     ours = _grid().condition((ROWS, COLUMNS), PICTURE, 0.1, observed=SEEN)
-    draws = np.asarray(ours.sample(jax.random.key(0), num)).reshape(num, -1)
+    draws = np.asarray(ours.on_grid().sample(jax.random.key(0), num)).reshape(num, -1)
     dense = _dense().condition(POINTS, PICTURE.reshape(-1), 0.1, observed=SEEN.reshape(-1))
     mean, variance = np.asarray(dense(POINTS).mean), np.asarray(dense(POINTS).variance)
     assert np.max(np.abs(draws.mean(0) - mean) / np.sqrt(variance / num)) < 4.5

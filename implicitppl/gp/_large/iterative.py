@@ -142,9 +142,16 @@ class IterativeGaussianProcess(eqx.Module):
         """
         return _log_evidence(self, *self._data(x, y, noise_scale, observed))
 
-    def condition(self, x: ArrayLike, y: ArrayLike, noise_scale: ArrayLike) -> "IterativePosterior":
+    def condition(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        noise_scale: ArrayLike,
+        *,
+        observed: ArrayLike | None = None,
+    ) -> "IterativePosterior":
         """Return the process given the observations; arguments as for `log_evidence`."""
-        return _condition(self, *self._data(x, y, noise_scale, None))
+        return _condition(self, *self._data(x, y, noise_scale, observed))
 
     def _data(self, x: Any, y: Any, noise_scale: Any, observed: Any) -> tuple[Array, Array, Array]:
         check_positive("noise_scale", noise_scale)
