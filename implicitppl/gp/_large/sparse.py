@@ -31,6 +31,7 @@ from implicitppl._core.checks import check_positive
 from implicitppl._core.cholesky import safe_cholesky
 from implicitppl._core.points import as_noise_variance, as_points, check_points
 from implicitppl.gp._exact import GaussianProcess
+from implicitppl.gp._inducing import Inducing, InducingPoints
 from implicitppl.gp._nugget import nugget
 from implicitppl.kernels import real
 from implicitppl.processes import AbstractGaussianProcess
@@ -76,6 +77,10 @@ class SparseGaussianProcess(eqx.Module):
             raise ValueError("`process` must be a `GaussianProcess` without observations.")
         self.process = process
         self.inducing = as_points("inducing", inducing)
+
+    def functionals(self, dtype: jnp.dtype) -> Inducing:
+        """Return what is conditioned on in place of all points."""
+        return InducingPoints(self.inducing.astype(dtype))
 
     def check_data(
         self, x: ArrayLike, y: ArrayLike, observed: ArrayLike | None
@@ -160,8 +165,8 @@ class SparsePosterior(AbstractGaussianProcess):
         return prior - left.outer.T @ right.outer + left.inner.T @ right.inner
 
     def _projected(self, x: Array) -> "_Projected":
-        process, inducing = self.prior.process, self.prior.inducing
-        cross = process.kernel.gram(inducing.astype(x.dtype), x)
+        process, inducing = self.prior.process, self.prior.functionals(x.dtype)
+        cross = inducing.cross(process.kernel, x)
         outer = solve_triangular(self.factor, cross, lower=True)
         inner = solve_triangular(self.inner, outer, lower=True)
         return _Projected(outer, inner, process.prior_mean.at(x) + self.weights @ inner)
@@ -189,16 +194,14 @@ def _collapse(
     noise_variance: Array,
     observed: Array | None,
 ) -> _Collapsed:
-    kernel, inducing = sparse.process.kernel, sparse.inducing.astype(x.dtype)
-    # No function of places explains white noise: it is noise of the outputs.
-    smooth = kernel.gram(inducing) - jnp.diag(nugget(kernel, inducing))
-    factor, jitter, _ = safe_cholesky(smooth)
+    kernel, inducing = sparse.process.kernel, sparse.functionals(x.dtype)
+    factor, jitter, _ = safe_cholesky(inducing.gram(kernel))
     root = jax.lax.rsqrt(noise_variance)
     if observed is not None:
         root = jnp.where(observed, root, 0)  # a missing output has infinite noise
-    cross = kernel.gram(inducing, x) * root[None, :]
+    cross = inducing.cross(kernel, x) * root[None, :]
     scaled = solve_triangular(factor, cross, lower=True)
-    identity = jnp.eye(inducing.shape[0], dtype=x.dtype)
+    identity = jnp.eye(factor.shape[0], dtype=x.dtype)
     inner = jnp.linalg.cholesky(identity + jnp.matmul(scaled, scaled.T, precision="highest"))
     residual = root * (y - sparse.process.prior_mean.at(x))
     weights = solve_triangular(inner, jnp.matmul(scaled, residual), lower=True)
