@@ -15,7 +15,7 @@ def save(folder: Path, step: int, state: object) -> None:
 
 
 def load_newest(folder: Path, like: State) -> State | None:
-    """Returns the newest state in the folder, or None if there is none.
+    """Return the newest state in the folder, or None if there is none.
 
     Args:
         folder: that `save` wrote to.

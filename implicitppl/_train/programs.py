@@ -63,7 +63,7 @@ class Captured:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Tells whether two values are one; numbers and strings by their value."""
+    """Tell whether two values are one; numbers and strings by their value."""
     plain = (int, float, str, bool, type(None))
     return a is b or (type(a) is type(b) and isinstance(a, plain) and a == b)
 
@@ -89,7 +89,7 @@ def _reads(function: Any, depth: int, seen: set[int]) -> Iterator[Any]:
 
 
 def _plain_function(value: Any) -> types.FunctionType | None:
-    """Returns the Python function behind a method, a partial or a guide with a model."""
+    """Return the Python function behind a method, a partial or a guide with a model."""
     if isinstance(value, functools.partial):
         value = value.func
     value = getattr(value, "__func__", value)

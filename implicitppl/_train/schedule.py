@@ -25,7 +25,7 @@ class Plan(NamedTuple):
 
 
 def rate_factor(step: Array, anneal_start: Array, end: Array) -> Array:
-    """Returns the share of the learning rate at a step; `anneal_start` is -1 while exploring."""
+    """Return the share of the learning rate at a step; `anneal_start` is -1 while exploring."""
     warm = jnp.minimum((step + 1.0) / WARMUP_STEPS, 1.0)
     length = jnp.maximum(end - anneal_start, 1)
     fraction = jnp.clip((step - anneal_start) / length, 0.0, 1.0)
@@ -34,7 +34,7 @@ def rate_factor(step: Array, anneal_start: Array, end: Array) -> Array:
 
 
 def falls(losses: np.ndarray, tolerance: float) -> bool:
-    """Tells whether the second half of the losses is lower than the first, beyond noise."""
+    """Tell whether the second half of the losses is lower than the first, beyond noise."""
     before, after = np.array_split(losses, 2)
     before, after = before[np.isfinite(before)], after[np.isfinite(after)]
     if min(len(before), len(after)) < 2:
@@ -44,7 +44,7 @@ def falls(losses: np.ndarray, tolerance: float) -> bool:
 
 
 def drift(before: np.ndarray, after: np.ndarray) -> float:
-    """Returns the root mean square change of means and log sds, in units of the sd."""
+    """Return the root mean square change of means and log sds, in units of the sd."""
     scale = after.std(axis=0) + 1e-12
     shift = (after.mean(axis=0) - before.mean(axis=0)) / scale
     stretch = np.log(scale / (before.std(axis=0) + 1e-12))

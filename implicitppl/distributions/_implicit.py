@@ -28,7 +28,7 @@ class ImplicitDensityError(NotImplementedError):
 
 
 def default_support(event_shape: Shape) -> constraints.Constraint:
-    """Returns the reals, with as many event dimensions as `event_shape` has."""
+    """Return the reals, with as many event dimensions as `event_shape` has."""
     if not event_shape:
         return constraints.real
     return constraints.independent(constraints.real, len(event_shape))
@@ -120,11 +120,11 @@ class Implicit(OrderedDistribution):
         return True
 
     def rsample(self, key: PRNGKeyArray, sample_shape: Shape = ()) -> Array:
-        """Returns differentiable draws, as `sample` does."""
+        """Return differentiable draws, as `sample` does."""
         return self.sample(key, sample_shape)
 
     def sample(self, key: PRNGKeyArray, sample_shape: Shape = ()) -> Array:
-        """Returns draws of shape `sample_shape + batch_shape + event_shape`."""
+        """Return draws of shape `sample_shape + batch_shape + event_shape`."""
         shape = (*sample_shape, *self.batch_shape)
         if not shape:
             return self._transform(self.sampler(key, *self._context))
@@ -141,7 +141,7 @@ class Implicit(OrderedDistribution):
         return self._transform(draws.reshape(*shape, *draws.shape[1:]))
 
     def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> NoReturn:
-        """Raises `ImplicitDensityError`: there is no density to return."""
+        """Raise `ImplicitDensityError`: there is no density to return."""
         raise ImplicitDensityError(
             "An `Implicit` distribution has no density, so `log_prob` cannot be computed. "
             "In a guide, train with `implicitppl.infer.ImplicitELBO`, which estimates the score "

@@ -69,7 +69,7 @@ class NoiseGenerator(eqx.Module):
         self.network = zero_last_layer(network)
 
     def __call__(self, key: PRNGKeyArray) -> Vector:
-        """Returns one draw."""
+        """Return one draw."""
         noise = jax.random.normal(key, (self.noise_size,), self.loc.dtype)
         centred = self.linear @ noise + self.network(noise)
         return self.loc + jnp.exp(self.log_scale) * centred

@@ -14,7 +14,7 @@ from numpyro.distributions import Distribution
 
 
 def split_callable(sampler: Any) -> tuple[Any, Any]:
-    """Returns the array leaves of a callable PyTree, and the rest of it."""
+    """Return the array leaves of a callable PyTree, and the rest of it."""
     return eqx.partition(sampler, eqx.is_array)
 
 
@@ -25,7 +25,7 @@ class OrderedDistribution(Distribution):
     aux_names: ClassVar[tuple[str, ...]] = ()
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Returns the array fields and the static fields, each in the stated order."""
+        """Return the array fields and the static fields, each in the stated order."""
         data = tuple(getattr(self, name) for name in self.data_names)
         static = tuple(getattr(self, name) for name in self.aux_names)
         return data, (self.batch_shape, self.event_shape, *static)

@@ -62,16 +62,16 @@ class Jacobian(NamedTuple):
         return jnp.sum(self.log_ratio) + self.margin
 
     def apply(self, v: Vector) -> Vector:
-        """Returns J v."""
+        """Return J v."""
         return jnp.exp(self.log_ratio) * (v + self.low @ self._down(v))
 
     def solve(self, v: Vector) -> Vector:
-        """Returns J^-1 v (Woodbury)."""
+        """Return J^-1 v (Woodbury)."""
         v = jnp.exp(-self.log_ratio) * v
         return v - self.low @ (self.inverse @ self._down(v))
 
     def solve_transposed(self, v: Vector) -> Vector:
-        """Returns J^-T v."""
+        """Return J^-T v."""
         v = v - self._up(self.inverse.T @ (self.low.T @ v))
         return jnp.exp(-self.log_ratio) * v
 
@@ -165,7 +165,7 @@ class ResidualGenerator(eqx.Module):
             self.features = directions / math.sqrt(size)
 
     def with_frame(self, loc: Vector, scale_tril: Float[Array, "D D"]) -> "ResidualGenerator":
-        """Returns the same residual on another frame."""
+        """Return the same residual on another frame."""
         frame = (jnp.asarray(loc), jnp.asarray(scale_tril))
         return eqx.tree_at(lambda g: (g.frame_loc, g.frame_tril), self, frame)
 
@@ -188,20 +188,20 @@ class ResidualGenerator(eqx.Module):
         return jnp.sum(self.log_scale) + jnp.sum(jnp.log(jnp.abs(frame)))
 
     def push(self, w: Vector) -> Vector:
-        """Returns z = loc + A w."""
+        """Return z = loc + A w."""
         return self.loc + self.scale_tril @ w
 
     def pull(self, z: Vector) -> Vector:
-        """Returns w = A^-1 (z - loc)."""
+        """Return w = A^-1 (z - loc)."""
         return solve_triangular(self.scale_tril, z - self.loc, lower=True)
 
     def map(self, noise: Vector) -> Vector:
-        """Returns w = m(noise)."""
+        """Return w = m(noise)."""
         log_ratio, shift = self._residual(self._features(noise))
         return jnp.exp(log_ratio) * noise + shift
 
     def jacobian(self, noise: Vector) -> Jacobian:
-        """Returns m'(noise) in factored form."""
+        """Return m'(noise) in factored form."""
         y = self._features(noise)
         (log_ratio, _), tangent = jax.linearize(self._residual, y)
         ratios, shifts = jax.vmap(tangent, out_axes=1)(jnp.eye(y.shape[0], dtype=y.dtype))
@@ -211,33 +211,33 @@ class ResidualGenerator(eqx.Module):
         return Jacobian(log_ratio, low, inverse, margin, sign, self.features)
 
     def split(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> tuple[Array, Array]:
-        """Returns the large and the small part of the noise, each (*shape, D)."""
+        """Return the large and the small part of the noise, each (*shape, D)."""
         large, small = jax.random.normal(key, (2, *shape, self.size), self.frame_loc.dtype)
         return math.sqrt(1.0 - self.sigma**2) * large, small
 
     def draw(self, large: Vector, small: Vector) -> Vector:
-        """Returns w = m(large) + sigma m'(large) small."""
+        """Return w = m(large) + sigma m'(large) small."""
         w, tangent = jax.jvp(self.map, (large,), (self.sigma * small,))
         return w + tangent
 
     def __call__(self, key: PRNGKeyArray) -> Vector:
-        """Returns one draw."""
+        """Return one draw."""
         return self.push(self.draw(*self.split(key)))
 
     def log_density_at(self, noise: Vector) -> tuple[Float[Array, ""], Jacobian]:
-        """Returns log N(noise; 0, I) - log|det A J|, and J: the density of z if m is one-to-one."""
+        """Return log N(noise; 0, I) - log|det A J|, and J: the density of z if m is one-to-one."""
         jacobian = self.jacobian(noise)
         value = standard_normal(noise) - jacobian.log_abs_det - self.log_abs_det
         return value, jacobian
 
     def score_at(self, noise: Vector) -> tuple[Float[Array, ""], Vector, Jacobian]:
-        """Returns that log density, its gradient in z, and J: grad_z = A^-T J^-T grad_noise."""
+        """Return that log density, its gradient in z, and J: grad_z = A^-T J^-T grad_noise."""
         (value, jacobian), slope = jax.value_and_grad(self.log_density_at, has_aux=True)(noise)
         inner = jacobian.solve_transposed(slope)
         return value, solve_triangular(self.scale_tril, inner, lower=True, trans=1), jacobian
 
     def log_joint(self, large: Vector, w: Vector) -> Float[Array, ""]:
-        """Returns log N(large; 0, (1 - sigma^2) I) + log N(w; m(large), sigma^2 J J^T)."""
+        """Return log N(large; 0, (1 - sigma^2) I) + log N(w; m(large), sigma^2 J J^T)."""
         jacobian = self.jacobian(large)
         spread = math.sqrt(1.0 - self.sigma**2)
         small = jacobian.solve(w - self.map(large)) / self.sigma
@@ -247,7 +247,7 @@ class ResidualGenerator(eqx.Module):
         )
 
     def invert(self, w: Vector) -> Vector:
-        """Returns a point that m takes to w: damped Newton steps from the nearest of a fixed set.
+        """Return a point that m takes to w: damped Newton steps from the nearest of a fixed set.
 
         It depends on w alone. Where several points lead to w it is one of them; where the method
         fails it is a point whose image is near.
@@ -276,24 +276,24 @@ class ResidualGenerator(eqx.Module):
         return noise if self.features is None else self.features.T @ noise
 
     def _residual(self, y: Array) -> tuple[Array, Array]:
-        """Returns a and b; a is capped smoothly at `MAX_LOG_RATIO`."""
+        """Return a and b; a is capped smoothly at `MAX_LOG_RATIO`."""
         log_ratio, shift = jnp.split(self.network(y), 2)
         return MAX_LOG_RATIO * jnp.tanh(log_ratio / MAX_LOG_RATIO), shift
 
 
 def standard_normal(x: Vector) -> Float[Array, ""]:
-    """Returns log N(x; 0, I)."""
+    """Return log N(x; 0, I)."""
     return -0.5 * (jnp.sum(x**2) + x.shape[0] * LOG_2PI)
 
 
 def as_vector(size: int, loc: Vector | None) -> Vector:
-    """Returns a float vector of that size without a weak type; zeros for None."""
+    """Return a float vector of that size without a weak type; zeros for None."""
     start = jnp.zeros(size) if loc is None else jnp.asarray(loc)
     return jax.lax.convert_element_type(start, jnp.result_type(float, start))
 
 
 def zero_last_layer(network: eqx.nn.MLP) -> eqx.nn.MLP:
-    """Returns the network with its last layer at zero, so that it starts as the constant 0."""
+    """Return the network with its last layer at zero, so that it starts as the constant 0."""
     last = network.layers[-1]
     zeros = jax.tree.map(jnp.zeros_like, (last.weight, last.bias))
     return eqx.tree_at(lambda net: (net.layers[-1].weight, net.layers[-1].bias), network, zeros)

@@ -107,26 +107,26 @@ class SemiImplicit(OrderedDistribution):
         return True
 
     def with_path_gradient(self) -> "SemiImplicit":
-        """Returns the same distribution with `path_gradient=True`."""
+        """Return the same distribution with `path_gradient=True`."""
         return SemiImplicit(self.generator, path_gradient=True)
 
     def sample_with_intermediates(
         self, key: PRNGKeyArray, sample_shape: Shape = ()
     ) -> tuple[Array, list[Array]]:
-        """Returns draws (*sample_shape, D) and the two parts of the noise behind them."""
+        """Return draws (*sample_shape, D) and the two parts of the noise behind them."""
         value, *behind = _draw(self._arrays, self._static, key, tuple(sample_shape))
         return value, behind
 
     def sample(self, key: PRNGKeyArray, sample_shape: Shape = ()) -> Array:
-        """Returns draws (*sample_shape, D)."""
+        """Return draws (*sample_shape, D)."""
         return self.sample_with_intermediates(key, sample_shape)[0]
 
     def rsample(self, key: PRNGKeyArray, sample_shape: Shape = ()) -> Array:
-        """Returns differentiable draws, as `sample` does."""
+        """Return differentiable draws, as `sample` does."""
         return self.sample(key, sample_shape)
 
     def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:
-        """Returns log q of draws whose noise is known, by change of variables, shape (...)."""
+        """Return log q of draws whose noise is known, by change of variables, shape (...)."""
         if not intermediates:
             raise ImplicitDensityError(
                 "A `SemiImplicit` distribution has no density in closed form at a value whose noise"
@@ -142,7 +142,7 @@ class SemiImplicit(OrderedDistribution):
         return jax.lax.stop_gradient(log_q) + path
 
     def fold_barrier(self, key: PRNGKeyArray, num_samples: int = 8) -> Float[Array, ""]:
-        """Returns a penalty that is 0 unless the map is close to folding or folded.
+        """Return a penalty that is 0 unless the map is close to folding or folded.
 
         With g = log|det(I + U^T C)|, the margin, it is the mean of max(0, c - g)^2, c = -1.2, over
         fresh points, spread a third wider than the noise so that the tails are guarded too: g is 0
@@ -161,7 +161,7 @@ class SemiImplicit(OrderedDistribution):
         return jnp.mean(jax.vmap(penalty)(points))
 
     def fold_share(self, key: PRNGKeyArray, num_samples: int = 1000) -> Float[Array, ""]:
-        """Returns the share of draws at which the map reverses orientation.
+        """Return the share of draws at which the map reverses orientation.
 
         It should be 0: where it is not, the map is not one-to-one and the change of variables is
         not the density.
@@ -170,7 +170,7 @@ class SemiImplicit(OrderedDistribution):
         return jnp.mean(~(jax.vmap(self.generator.jacobian)(noise).sign > 0))
 
     def to_noise(self, intermediates: list[Any], slope: Array) -> Array:
-        """Returns m'(e*)^T A^T slope, (..., D): a gradient in z as one in the noise behind it."""
+        """Return m'(e*)^T A^T slope, (..., D): a gradient in z as one in the noise behind it."""
         generator = self.generator
 
         def one(noise: Array, slope: Array) -> Array:
@@ -181,7 +181,7 @@ class SemiImplicit(OrderedDistribution):
     def log_density_bounds(
         self, key: PRNGKeyArray, intermediates: list[Any], *, num_inner: int = 16
     ) -> DensityBounds:
-        """Returns bounds of log q at draws of `sample_with_intermediates`, each of shape (...).
+        """Return bounds of log q at draws of `sample_with_intermediates`, each of shape (...).
 
         Args:
             key: for the proposals.
@@ -206,12 +206,12 @@ class SemiImplicit(OrderedDistribution):
         return DensityBounds(_log_mean_exp(weights), _log_mean_exp(both))
 
     def log_density(self, key: PRNGKeyArray, value: Array, *, num_inner: int = 16) -> Array:
-        """Returns the lower bound of log q at any points (..., D); unbiased for q itself."""
+        """Return the lower bound of log q at any points (..., D); unbiased for q itself."""
         w = _over_leading(self.generator.pull)(jnp.asarray(value))
         return _log_mean_exp(self._proposals(key, w, num_inner)[1])
 
     def score(self, key: PRNGKeyArray, value: Array, *, num_inner: int = 16) -> Array:
-        """Returns the estimated grad log q at points (..., D), an average of conditional scores.
+        """Return the estimated grad log q at points (..., D), an average of conditional scores.
 
             grad_z log q(z) = A^-T E_{e | z}[ -(sigma^2 J J^T)^-1 (w - m(e)) ],
 
@@ -247,7 +247,7 @@ class SemiImplicit(OrderedDistribution):
         return sigma * math.sqrt(1.0 - sigma**2)
 
     def _whole(self, intermediates: list[Any]) -> Array:
-        """Returns e* = e + sigma n, standard normal."""
+        """Return e* = e + sigma n, standard normal."""
         large, small = intermediates
         return large + self.generator.sigma * small
 
@@ -255,11 +255,11 @@ class SemiImplicit(OrderedDistribution):
         return (1.0 - self.generator.sigma**2) * noise
 
     def _log_proposal(self, shift: Array) -> Array:
-        """Returns log N(shift; 0, spread^2 I) of a vector."""
+        """Return log N(shift; 0, spread^2 I) of a vector."""
         return standard_normal(shift / self._spread) - shift.shape[0] * math.log(self._spread)
 
     def _proposals(self, key: PRNGKeyArray, w: Array, num_inner: int) -> tuple[Array, Array]:
-        """Returns centres (..., D) of r(. | z), and log weights (..., K) of draws from it."""
+        """Return centres (..., D) of r(. | z), and log weights (..., K) of draws from it."""
         generator = self.generator
         if num_inner < 1:
             raise ValueError(f"`num_inner` must be at least 1; got {num_inner}.")
@@ -279,7 +279,7 @@ class SemiImplicit(OrderedDistribution):
 def _draw(
     arrays: Any, static: Any, key: PRNGKeyArray, sample_shape: Shape
 ) -> tuple[Array, Array, Array]:
-    """Returns draws and noise, each (*sample_shape, D); one program also when called eagerly."""
+    """Return draws and noise, each (*sample_shape, D); one program also when called eagerly."""
     generator = eqx.combine(arrays, static)
     large, small = generator.split(key, sample_shape)
     draws = _over_leading(lambda e, n: generator.push(generator.draw(e, n)))(large, small)

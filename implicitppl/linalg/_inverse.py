@@ -86,7 +86,7 @@ def _inverse(matrix: Array) -> tuple[Array, Array, Array]:
 
 
 def _parity(order: Int[Array, " N"]) -> Int[Array, ""]:
-    """Returns 1 for an even and -1 for an odd permutation, by counting inversions."""
+    """Return 1 for an even and -1 for an odd permutation, by counting inversions."""
     inversions = jnp.sum(jnp.triu(order[:, None] > order[None, :], 1))
     return 1 - 2 * (inversions % 2)
 

@@ -16,7 +16,7 @@ from numpyro.primitives import Messenger
 
 
 class shared_plates(Messenger):
-    """Draws the indices of subsampled plates from `key` and the plate's name.
+    """Draw the indices of subsampled plates from `key` and the plate's name.
 
     Args:
         fn: the model or guide.

@@ -102,7 +102,7 @@ def check_scales(name: str, scales: list[Any]) -> Any:
 
 
 class function_draws(Messenger):
-    """Draws the functions of a guide, one for each name, and keeps them.
+    """Draw the functions of a guide, one for each name, and keeps them.
 
     Attributes:
         draws: name -> the function drawn, `draws[name](x) -> (N[, P])`.

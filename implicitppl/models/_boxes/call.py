@@ -80,7 +80,7 @@ class HostCall:
         return (1 if self.noise is None else len(self.noise.shape), *self.input_ndims)
 
     def __call__(self, *arrays: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the value and the status. Runs on the host."""
+        """Return the value and the status. Runs on the host."""
         own = [np.array(array) for array in arrays]
         batch = np.broadcast_shapes(
             *(a.shape[: a.ndim - n] for a, n in zip(own, self.ndims, strict=True))
@@ -112,14 +112,14 @@ class HostCall:
         return values, status
 
     def _at(self, arrays: list[np.ndarray], batch: Any, index: tuple[int, ...]) -> list[Any]:
-        """Returns copies of the arrays of one point of a batch."""
+        """Return copies of the arrays of one point of a batch."""
         return [
             np.array(np.broadcast_to(a, (*batch, *a.shape[a.ndim - n :]))[index])[()]
             for a, n in zip(arrays, self.ndims, strict=True)
         ]
 
     def _arguments(self, point: Sequence[Any]) -> tuple[Any, ...]:
-        """Returns what the function is called with: key data become a generator."""
+        """Return what the function is called with: key data become a generator."""
         if self.seeded:
             return (np.random.default_rng(point[0].tolist()), *point[1:])
         return tuple(point)
@@ -172,7 +172,7 @@ def _printed(value: Any) -> str:
 
 
 def call_host(call: HostCall, *arrays: Array) -> tuple[Array, Array]:
-    """Returns the value and the status as traced arrays; refuses to be differentiated.
+    """Return the value and the status as traced arrays; refuses to be differentiated.
 
     Args:
         call: the black box.

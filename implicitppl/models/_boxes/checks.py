@@ -19,7 +19,7 @@ LOOPS = "jax._src.lax.control_flow"
 
 
 def floats(argument: str, struct: Any) -> jax.ShapeDtypeStruct:
-    """Returns the shape and the floating dtype that this precision of JAX has."""
+    """Return the shape and the floating dtype that this precision of JAX has."""
     if isinstance(struct, tuple):
         struct = jax.ShapeDtypeStruct(struct, jnp.result_type(float))
     if not isinstance(struct, jax.ShapeDtypeStruct):
@@ -30,7 +30,7 @@ def floats(argument: str, struct: Any) -> jax.ShapeDtypeStruct:
 
 
 def checked_inputs(name: Any, inputs: tuple[Any, ...]) -> tuple[Array, ...]:
-    """Returns the inputs as arrays, once the name and they are what they must be."""
+    """Return the inputs as arrays, once the name and they are what they must be."""
     if not isinstance(name, str) or not name:
         raise ValueError(f"`name` must be a string that is not empty; got {name!r}.")
     if not inputs:
@@ -46,7 +46,7 @@ def checked_inputs(name: Any, inputs: tuple[Any, ...]) -> tuple[Array, ...]:
 
 
 def check_options(call: HostCall, key: Any) -> None:
-    """Raises for options that are unknown or exclude each other."""
+    """Raise for options that are unknown or exclude each other."""
     if not callable(call.fn):
         raise ValueError(f"`fn` must be a function of the inputs; got {call.fn!r}.")
     for argument, value, allowed in (
@@ -92,7 +92,7 @@ def _check_process(call: HostCall) -> None:
 
 
 def check_context(name: str) -> None:
-    """Raises where NumPyro would run the model's body in a way that a box cannot follow."""
+    """Raise where NumPyro would run the model's body in a way that a box cannot follow."""
     frame, mapped, by_numpyro = sys._getframe(1), False, False
     while frame is not None:
         module = frame.f_globals.get("__name__", "")

@@ -21,7 +21,7 @@ Message = dict[str, Any]
 
 
 def typed_key(key: Any) -> PRNGKeyArray:
-    """Returns a key of dtype `key<...>` from itself or from raw key data."""
+    """Return a key of dtype `key<...>` from itself or from raw key data."""
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     return jax.random.wrap_key_data(jnp.asarray(key))
@@ -141,7 +141,7 @@ def _boxes_in(trace: Mapping[str, Message]) -> dict[str, BoxInfo]:
 
 
 def recorded(trace: Mapping[str, Message]) -> dict[str, Record]:
-    """Returns inputs, output and status of each box in a trace."""
+    """Return inputs, output and status of each box in a trace."""
     return {
         name: Record(site["args"], site["value"], site["infer"].get("status"))
         for name, site in trace.items()
@@ -154,7 +154,7 @@ def _box_of(message: Message) -> HostCall | None:
 
 
 def replace_boxes(model: Callable[..., Any], fitted: Any) -> Callable[..., Any]:
-    """Returns the model with black boxes replaced by functions that JAX can differentiate.
+    """Return the model with black boxes replaced by functions that JAX can differentiate.
 
     Args:
         model: NumPyro model.

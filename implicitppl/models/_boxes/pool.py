@@ -44,7 +44,7 @@ def run(
     pool: str,
     timeout: float | None,
 ) -> list[Outcome]:
-    """Returns the outcome of `fn(*point)` for each point, in order.
+    """Return the outcome of `fn(*point)` for each point, in order.
 
     Args:
         fn: the host function.
@@ -108,7 +108,7 @@ class _Process:
         self._loaded: Callable[..., Any] | None = None
 
     def call(self, fn: Callable[..., Any], point: Point, timeout: float | None) -> Outcome:
-        """Returns the outcome of one call; the start of the process is not on its clock."""
+        """Return the outcome of one call; the start of the process is not on its clock."""
         future = self._ready(fn).submit(fn, *point)
         wait([future], timeout)
         if not future.done():
@@ -122,7 +122,7 @@ class _Process:
         return Outcome(error=error) if error else Outcome(future.result())
 
     def _ready(self, fn: Callable[..., Any]) -> ProcessPoolExecutor:
-        """Returns the executor, with its process up and `fn` loaded once."""
+        """Return the executor, with its process up and `fn` loaded once."""
         if self._executor is None:
             context = multiprocessing.get_context("spawn")
             self._executor = ProcessPoolExecutor(1, mp_context=context)
@@ -154,7 +154,7 @@ def _threads(num_workers: int) -> ThreadPoolExecutor:
 
 @functools.cache
 def _processes(num_workers: int) -> queue.LifoQueue[_Process]:
-    """Returns the idle processes; last in, first out, so that no more start than are needed."""
+    """Return the idle processes; last in, first out, so that no more start than are needed."""
     idle: queue.LifoQueue[_Process] = queue.LifoQueue()
     for _ in range(num_workers):
         idle.put(_Process())

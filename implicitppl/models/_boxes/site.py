@@ -42,7 +42,7 @@ def black_box(
     pool: str = "thread",
     timeout: float | None = None,
 ) -> Array:
-    """Returns y = fn(*inputs), computed by a host function, as a deterministic site of the model.
+    """Return y = fn(*inputs), computed by a host function, as a deterministic site of the model.
 
     An ordinary likelihood scores y (a simulator), or `numpyro.factor` adds it (a log density). The
     site is recorded, substituted and predicted as `numpyro.deterministic` is. It has no derivative:
@@ -145,7 +145,7 @@ def black_box(
 def _evaluate(
     call: HostCall, infer: Message, *inputs: Array, key: Any = None, noise: Any = None
 ) -> Array:
-    """Returns the value and leaves the status in `infer`."""
+    """Return the value and leaves the status in `infer`."""
     first: tuple[Any, ...] = ()
     if call.noise is not None:
         if noise is None:
