@@ -28,7 +28,7 @@ from implicitppl.divergences._divergence import NoisyDivergence, Pair
 from implicitppl.divergences._gaussian import gaussian_kl
 from implicitppl.kernels import InverseMultiquadric
 from implicitppl.score import SSGE, Stein, entropy_surrogate
-from implicitppl.score._contract import Estimator
+from implicitppl.score._contract import EstimatorLike
 from implicitppl.score._in_sample import default_estimator
 
 FORMS = ("remainder", "residual", "plain")
@@ -64,19 +64,19 @@ class ScoreKL(NoisyDivergence):
     Reference: Sun et al. (2019), gradient of the functional KL by the spectral estimator.
     """
 
-    estimator: Estimator
-    prior_estimator: Estimator
+    estimator: EstimatorLike
+    prior_estimator: EstimatorLike
     noise: float = eqx.field(static=True)
     num_directions: int = eqx.field(static=True)
     form: str = eqx.field(static=True)
 
     def __init__(
         self,
-        estimator: Estimator | None = None,
+        estimator: EstimatorLike | None = None,
         noise: float = 0.01,
         num_directions: int = 10,
         form: str = "remainder",
-        prior_estimator: Estimator | None = None,
+        prior_estimator: EstimatorLike | None = None,
     ):
         check_positive("noise", noise)
         check_positive("num_directions", num_directions)
@@ -147,7 +147,7 @@ def leading_coordinates(
 
 
 def above_noise(
-    estimator: Estimator, bank: Float[Array, "S R"], noise: Float[Array, " R"]
+    estimator: EstimatorLike, bank: Float[Array, "S R"], noise: Float[Array, " R"]
 ) -> Float[Array, "S R"]:
     """Return what is not affine in the score of a bank at itself, where it is more than noise.
 
@@ -167,7 +167,7 @@ def above_noise(
 
 
 def non_affine(
-    estimator: Estimator, bank: Float[Array, "S R"]
+    estimator: EstimatorLike, bank: Float[Array, "S R"]
 ) -> Callable[[Float[Array, "Q R"]], Float[Array, "Q R"]]:
     """Return the estimated score of a bank, less its affine fit over the bank."""
     fitted = estimator.fit(bank)
@@ -195,7 +195,7 @@ def _difference(u: Float[Array, "S R"]) -> Float[Array, "S R"]:
     return estimator.fit(held)(held) + held
 
 
-def _plain(pair: Pair, ridge: Array, key: PRNGKeyArray, estimator: Estimator) -> Array:
+def _plain(pair: Pair, ridge: Array, key: PRNGKeyArray, estimator: EstimatorLike) -> Array:
     """Return the published surrogate: scores of noisy values at all points."""
     guide_key, prior_key = jax.random.split(key)
 

@@ -10,7 +10,7 @@ from implicitppl.score._gaussian import Gaussian
 from implicitppl.score._in_sample import affine_stein_correction, entropy_surrogate
 from implicitppl.score._kef import KEF
 from implicitppl.score._matching import matching_loss
-from implicitppl.score._mixture import KDE, SemiImplicit
+from implicitppl.score._mixture import KDE, ConditionalMixture
 from implicitppl.score._network import (
     DenoisingScoreMatching,
     NetworkEstimator,
@@ -18,7 +18,7 @@ from implicitppl.score._network import (
 )
 from implicitppl.score._network_fit import NetworkInfo
 from implicitppl.score._selection.info import SelectionInfo
-from implicitppl.score._selection.select import select
+from implicitppl.score._selection.select import Selection, select
 from implicitppl.score._selection.stack import Stack
 from implicitppl.score._spectral.estimator import KernelEstimator
 from implicitppl.score._spectral.family import (
@@ -41,6 +41,8 @@ from implicitppl.score._spectral.filters import (
 )
 
 __all__ = [
+    "ConditionalMixture",
+    "Selection",
     "Cutoff",
     "LandweberFilter",
     "NuFilter",
@@ -50,7 +52,6 @@ __all__ = [
     "SpectralFilter",
     "TikhonovFilter",
     "KDE",
-    "SemiImplicit",
     "KEF",
     "Tikhonov",
     "SpectralCutoff",

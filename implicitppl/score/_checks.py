@@ -50,20 +50,8 @@ def check_weights(weights: ArrayLike, samples: Float[Array, "M D"]) -> Float[Arr
     return array / jnp.sum(array)
 
 
-def check_weighted(
-    samples: ArrayLike, weights: ArrayLike | None
-) -> tuple[Float[Array, "M D"], Float[Array, " M"] | None]:
-    """Return checked samples, and checked weights where there are any."""
-    array = check_samples(samples)
-    return array, None if weights is None else check_weights(weights, array)
-
-
-def join_covariates(
-    samples: Float[Array, "M D"], covariates: ArrayLike | None
-) -> tuple[Float[Array, "M R"], int]:
-    """Return rows (c, x), R = C + D, and C; the samples alone without covariates."""
-    if covariates is None:
-        return samples, 0
+def check_covariates(covariates: ArrayLike, samples: Float[Array, "M D"]) -> Float[Array, "M C"]:
+    """Return covariates in the dtype of the samples, or raise what is wrong with them."""
     array = jnp.asarray(covariates).astype(samples.dtype)
     if array.ndim != 2 or array.shape[0] != samples.shape[0] or array.shape[1] < 1:
         raise ValueError(
@@ -72,14 +60,7 @@ def join_covariates(
         )
     if not isinstance(array, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(array))):
         raise ValueError("`covariates` must be finite; got NaN or infinity.")
-    return jnp.concatenate([array, samples], axis=1), array.shape[1]
-
-
-def or_equal(weights: Array | None, samples: Float[Array, "M D"]) -> Float[Array, " M"]:
-    """Return the weights, or equal ones that sum to one."""
-    if weights is not None:
-        return weights
-    return jnp.full((samples.shape[0],), 1 / samples.shape[0], samples.dtype)
+    return array
 
 
 def check_query(
@@ -101,21 +82,21 @@ def check_query(
             f"`covariates` of shape (C,) or (..., C) with C = {num} are needed: the score was "
             "fitted with them."
         )
-    given = jnp.asarray(covariates).astype(dtype)
-    if given.ndim < 1 or given.shape[-1] != num:
+    conditions = jnp.asarray(covariates).astype(dtype)
+    if conditions.ndim < 1 or conditions.shape[-1] != num:
         raise ValueError(
             f"`covariates` must have shape (C,) or (..., C) with C = {num}; got shape "
-            f"{given.shape}."
+            f"{conditions.shape}."
         )
-    if given.ndim > array.ndim or any(
+    if conditions.ndim > array.ndim or any(
         size not in (1, other)
-        for size, other in zip(given.shape[-2::-1], array.shape[-2::-1], strict=False)
+        for size, other in zip(conditions.shape[-2::-1], array.shape[-2::-1], strict=False)
     ):
         raise ValueError(
-            f"`covariates` of shape {given.shape} do not fit `x` of shape {array.shape}: their "
-            "leading axes must be those of `x`, or be missing."
+            f"`covariates` of shape {conditions.shape} do not fit `x` of shape {array.shape}: "
+            "their leading axes must be those of `x`, or be missing."
         )
-    return array.astype(dtype), given
+    return array.astype(dtype), conditions
 
 
 def join_query(
@@ -123,6 +104,6 @@ def join_query(
 ) -> Float[Array, "N R"]:
     """Return rows (c, x) of a query whose shapes were checked."""
     if covariates is not None:
-        given = jnp.broadcast_to(covariates, (*x.shape[:-1], covariates.shape[-1]))
-        x = jnp.concatenate([given, x], axis=-1)
+        shape = (*x.shape[:-1], covariates.shape[-1])
+        x = jnp.concatenate([jnp.broadcast_to(covariates, shape), x], axis=-1)
     return x.reshape(-1, x.shape[-1])

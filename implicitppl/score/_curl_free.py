@@ -15,7 +15,6 @@ Zhou, Shi, Zhu, ICML 2020, section 4; Sriperumbudur et al., JMLR 18 (2017).
 
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -23,6 +22,7 @@ from jaxtyping import Array, Float
 from implicitppl._core.frames import Frame
 from implicitppl.kernels import Radial
 from implicitppl.kernels._distances import squared_distances
+from implicitppl.score._field import GradientField
 
 
 class Profile(NamedTuple):
@@ -38,7 +38,7 @@ class Profile(NamedTuple):
 def profile(kernel: Radial, X: Float[Array, "N D"], Y: Float[Array, "M D"] | None) -> Profile:
     """Return the derivatives of an isotropic smooth kernel; unused ones cost nothing under jit."""
     q = squared_distances(X, Y)
-    unit = jnp.square(jnp.asarray(kernel.lengthscale, q.dtype))
+    scale = jnp.square(jnp.asarray(kernel.lengthscale, q.dtype))
     variance = jnp.asarray(kernel.variance, q.dtype)
 
     def slope(t: Array) -> Array:
@@ -53,13 +53,13 @@ def profile(kernel: Radial, X: Float[Array, "N D"], Y: Float[Array, "M D"] | Non
     def fourth(t: Array) -> Array:
         return jax.jvp(third, (t,), (jnp.ones_like(t),))[1]
 
-    t = q / unit
+    t = q / scale
     return Profile(
         q,
-        variance * slope(t) / unit,
-        variance * second(t) / unit**2,
-        variance * third(t) / unit**3,
-        variance * fourth(t) / unit**4,
+        variance * slope(t) / scale,
+        variance * second(t) / scale**2,
+        variance * third(t) / scale**3,
+        variance * fourth(t) / scale**4,
     )
 
 
@@ -93,7 +93,7 @@ def _dot(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision="highest")
 
 
-class CurlFreeExpansion(eqx.Module):
+class CurlFreeExpansion(GradientField):
     """s_z = sum_m [Kmat(z, y_m) c_m + a w_m div Kmat(z, y_m)], in the metric's coordinates."""
 
     kernel: Radial

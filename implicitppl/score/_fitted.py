@@ -15,57 +15,80 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
+from implicitppl._core.frames import Frame
 from implicitppl.score._checks import check_query, join_query
-from implicitppl.score._reference import Reference
+from implicitppl.score._field import Field, GradientField
+from implicitppl.score._sample import Sample
 from implicitppl.score._support import Support
 
 # Queries are evaluated in blocks of at most this many kernel values (64 MiB in float32).
 _BLOCK = 2**24
 
 
-class ScoreInfo(eqx.Module):
+class FitInfo(eqx.Module):
+    """What every fit says of itself.
+
+    Attributes:
+        estimator: name of the estimator.
+        solver: how it was solved, in words; "none" where there was nothing to solve.
+        num_samples: M.
+        dtype: of the samples, and of the scores.
+        effective_size: 1 / sum w^2, M without weights.
+        finite: False where a sample or something fitted is not finite; the score is then NaN.
+    """
+
+    estimator: str = eqx.field(static=True)
+    solver: str = eqx.field(static=True)
+    num_samples: int = eqx.field(static=True)
+    dtype: jnp.dtype = eqx.field(static=True)
+    effective_size: Float[Array, ""]
+    finite: Bool[Array, ""]
+
+
+class ScoreInfo(FitInfo):
     """What a fit chose and found; arrays, except for the names.
 
     Attributes:
         estimator: name of the estimator.
-        metric: coordinates in which the kernel measures distance.
-        reference: "none", "gaussian" or "callable".
         solver: "none", "full" (all samples and eigenpairs), "subspace" (all samples, leading
             eigenpairs by iteration), "landmarks" or "conjugate gradients".
         num_samples: M.
+        dtype: of the samples, and of the scores.
+        effective_size: 1 / sum w^2, M without weights.
+        finite: False where a sample or a coefficient is not finite; the score is then NaN.
+        metric: coordinates in which the kernel measures distance.
+        reference: "none", "gaussian" or "callable".
         lengthscale: of the kernel, in data units for the isotropic metric, in standard deviations
             for the others; NaN without a kernel or where the kernel was given ready-made.
         num_eigenfunctions: how many are used: multiplier > 0 and above the rounding floor.
         explained: share of the trace of the Gram matrix that they carry.
         ridge: eta of the filter, 0 for a pure cut-off, NaN for an iteration.
         residual: relative residual of an iterative solver at its end, 0 for the others.
-        effective_size: 1 / sum w^2, M without weights.
-        finite: False where a sample or a coefficient is not finite; the score is then NaN.
     """
 
-    estimator: str = eqx.field(static=True)
     metric: str = eqx.field(static=True)
     reference: str = eqx.field(static=True)
-    solver: str = eqx.field(static=True)
-    num_samples: int = eqx.field(static=True)
     lengthscale: Float[Array, "..."]
     num_eigenfunctions: Int[Array, ""]
     explained: Float[Array, ""]
     ridge: Float[Array, ""]
     residual: Float[Array, ""]
-    effective_size: Float[Array, ""]
-    finite: Bool[Array, ""]
 
 
-def fit_info(
-    estimator: str,
-    num_samples: int,
-    effective_size: Float[Array, ""],
-    finite: Bool[Array, ""],
-    **found: Any,
-) -> ScoreInfo:
+def base_info(estimator: str, sample: Sample, *fitted: Array) -> dict[str, Any]:
+    """Return what a `FitInfo` says besides its solver, for arrays that were fitted to a sample."""
+    return {
+        "estimator": estimator,
+        "num_samples": sample.size,
+        "dtype": sample.dtype,
+        "effective_size": sample.effective_size,
+        "finite": all_finite(sample.rows, *fitted),
+    }
+
+
+def score_info(estimator: str, sample: Sample, *fitted: Array, **details: Any) -> ScoreInfo:
     """Return a `ScoreInfo`; what is not given is "none", 0 or, for the lengthscale, NaN."""
-    zero = jnp.zeros_like(effective_size)
+    zero = jnp.zeros((), sample.dtype)
     defaults = {
         "metric": "none",
         "reference": "none",
@@ -76,13 +99,22 @@ def fit_info(
         "ridge": zero,
         "residual": zero,
     }
-    return ScoreInfo(
-        estimator=estimator,
-        num_samples=num_samples,
-        effective_size=effective_size,
-        finite=finite,
-        **(defaults | found),
-    )
+    return ScoreInfo(**(base_info(estimator, sample, *fitted) | defaults | details))
+
+
+def reported_lengthscale(
+    lengthscale: Float[Array, ""], metric: str, frame: Frame
+) -> Float[Array, ""]:
+    """Return a lengthscale in data units for the isotropic metric, else as it is."""
+    if metric != "isotropic":
+        return lengthscale
+    # With covariates, which have units of their own, the last coordinate is one of x.
+    return lengthscale * (frame.scale if frame.scale.ndim == 0 else frame.scale[-1])
+
+
+def all_finite(*arrays: Array) -> Bool[Array, ""]:
+    """Return whether all values of all arrays are finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(array)) for array in arrays]))
 
 
 class FittedScore(eqx.Module):
@@ -94,8 +126,8 @@ class FittedScore(eqx.Module):
     Attributes:
         info: what the fit chose: a `ScoreInfo`, a `SelectionInfo` from `select`, or a
             `NetworkInfo`.
-        expansion: the estimated part, a module with `score` and `divergence`, or None.
-        reference: part that was not expanded, or None.
+        parts: the fields whose sum the score is: the reference, where there is one, then what was
+            estimated.
         dimension: D.
         num_covariates: C, for a conditional score; it is then called with the covariates too.
         support: where there were samples, see `off_support`; None unless made by `select`.
@@ -115,10 +147,9 @@ class FittedScore(eqx.Module):
         'Gaussian'
     """
 
-    # Each estimator has its own kind of both; a union would have to be taken apart at every use.
+    # Each estimator has its own kind; a union would have to be taken apart at every use.
     info: Any
-    expansion: Any
-    reference: Reference | None
+    parts: tuple[Field, ...]
     dimension: int = eqx.field(static=True)
     support: Support | None = None
     num_covariates: int = eqx.field(static=True, default=0)
@@ -168,16 +199,16 @@ class FittedScore(eqx.Module):
 
         Raises:
             ValueError: if the last axis of `x` is not D, or the score is not a gradient by
-                construction: `KEF`, `SemiImplicit` and `Gaussian` are, without a callable
-                reference and without covariates.
+                construction: `KEF`, `ConditionalMixture` and `Gaussian` are, without a
+                callable reference and without covariates.
         """
         if self.num_covariates:
             raise ValueError("`unnormalized_log_density` is not defined for a conditional score.")
-        for part in self._parts():
-            if not hasattr(part, "log_density"):
+        for part in self.parts:
+            if not isinstance(part, GradientField):
                 raise ValueError(
                     "`unnormalized_log_density` needs a score that is a gradient, from `KEF`, "
-                    "`SemiImplicit` or `Gaussian`; a part of this one, "
+                    "`ConditionalMixture` or `Gaussian`; a part of this one, "
                     f"{type(part).__name__}, has no log density."
                 )
         x, _ = self._query(x, None)
@@ -209,16 +240,17 @@ class FittedScore(eqx.Module):
         x, covariates = self._query(x, covariates)
         return self.support.off(join_query(x, covariates)).reshape(x.shape[:-1])
 
-    @property
-    def _dtype(self) -> jnp.dtype:
-        return self.info.explained.dtype
-
     def _query(self, x: ArrayLike, covariates: ArrayLike | None) -> tuple[Array, Array | None]:
         """Return a query and its covariates as checked arrays of the fit's dtype."""
-        return check_query(x, self.dimension, self._dtype, covariates, self.num_covariates)
+        return check_query(x, self.dimension, self.info.dtype, covariates, self.num_covariates)
 
-    def _parts(self) -> list[Any]:
-        return [part for part in (self.reference, self.expansion) if part is not None]
+
+def make_fitted(
+    sample: Sample, info: FitInfo, *parts: Field | None, support: Support | None = None
+) -> FittedScore:
+    """Return the score that is the sum of the parts; None is no part."""
+    kept = tuple(part for part in parts if part is not None)
+    return FittedScore(info, kept, sample.dimension, support, sample.num_covariates)
 
 
 @eqx.filter_jit
@@ -243,7 +275,7 @@ def _in_blocks(
     """Sum the parts over rows, in blocks where N M is too large for one Gram matrix."""
 
     def total(block: Array) -> Array:
-        values = [evaluate(part, block) for part in fitted._parts()]
+        values = [evaluate(part, block) for part in fitted.parts]
         return sum(values[1:], start=values[0])
 
     block_size = max(1, _BLOCK // max(1, fitted.info.num_samples))

@@ -35,10 +35,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from implicitppl._core.checks import as_floating
-from implicitppl._core.moments import moments, scaled_cholesky, shrinkage_amount, shrunk_covariance
+from implicitppl._core.moments import scaled_cholesky, shrinkage_amount, shrunk_covariance
 from implicitppl.kernels import InverseMultiquadric
-from implicitppl.score._checks import or_equal
 from implicitppl.score._fitted import FittedScore
+from implicitppl.score._sample import make_sample
 from implicitppl.score._spectral.family import SSGE
 
 
@@ -84,7 +84,7 @@ def affine_stein_correction(
     size, dim = samples.shape
     if size < 2:
         raise ValueError(f"`samples` must have at least 2 rows; got {size}.")
-    m = moments(samples, or_equal(None, samples))
+    m = make_sample(samples).moments
     factor = scaled_cholesky(shrunk_covariance(m, shrinkage_amount(m)))
     centred = samples - m.mean[None, :]
     scores = scores - jnp.mean(scores, axis=0)[None, :]

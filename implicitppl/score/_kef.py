@@ -12,27 +12,26 @@ Sriperumbudur et al., "Density estimation in infinite dimensional exponential fa
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from implicitppl._core.checks import check_positive
-from implicitppl._core.frames import check_metric, metric_frame
-from implicitppl._core.moments import moments
+from implicitppl._core.frames import check_metric
 from implicitppl.kernels import RBF, Matern12, Matern32, Matern52, Radial
 from implicitppl.kernels._distances import median_lengthscale
-from implicitppl.score._checks import check_weighted, or_equal
+from implicitppl.score._contract import Estimator
 from implicitppl.score._curl_free import CurlFreeExpansion, apply, mean_divergence, profile
-from implicitppl.score._fitted import FittedScore, fit_info
+from implicitppl.score._fitted import FittedScore, make_fitted, reported_lengthscale, score_info
 from implicitppl.score._reference import ReferenceLike, as_reference, fit_reference, reference_name
+from implicitppl.score._sample import Sample
 from implicitppl.score._spectral.conjugate_gradients import KEPT, in_blocks, solve_tikhonov
 
 
-class KEF(eqx.Module):
+class KEF(Estimator):
     """Kernel exponential family estimator: a score that is a gradient, with its log density.
 
     Args:
@@ -42,14 +41,14 @@ class KEF(eqx.Module):
         metric: "isotropic", "diagonal" or "whitened".
         reference: None, "gaussian" or a function of one point: what is not expanded.
         tolerance: relative residual at which conjugate gradients stop.
-        max_steps: and their largest number.
+        max_iterations: and their largest number.
 
     Raises:
         ValueError: for a value outside its range, an unknown metric or reference.
 
-    Cost of `fit` O(M^2 D) for each of at most `max_steps` steps, beyond 5,800 samples without any
-    array of size M x M; of a query O(M D). The two terms
-    of a query are O(1/lam) and cancel: below a level of 1e-4 float32 loses digits. Without a
+    Cost of `fit` O(M^2 D) for each of at most `max_iterations` steps, beyond 5,800 samples without
+    any array of size M x M; of a query O(M D). It takes no covariates and uses no `key`. The two
+    terms of a query are O(1/lam) and cancel: below a level of 1e-4 float32 loses digits. Without a
     reference the density is constant away from the samples, and cannot be normalised.
 
     Reference: Sriperumbudur et al., JMLR 18 (2017), theorem 4; Zhou, Shi, Zhu, ICML 2020.
@@ -63,13 +62,14 @@ class KEF(eqx.Module):
         True
     """
 
+    takes_covariates: ClassVar[bool] = False
     family: Any = eqx.field(static=True, default=RBF)
     level: ArrayLike = 3e-3
     lengthscale_factor: ArrayLike = 2.0
     metric: str = eqx.field(static=True, default="isotropic")
     reference: Any = None
     tolerance: float = eqx.field(static=True, default=1e-6)
-    max_steps: int = eqx.field(static=True, default=200)
+    max_iterations: int = eqx.field(static=True, default=200)
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class KEF(eqx.Module):
         metric: str = "isotropic",
         reference: ReferenceLike = None,
         tolerance: float = 1e-6,
-        max_steps: int = 200,
+        max_iterations: int = 200,
     ):
         check_metric(metric)
         check_positive("level", level)
@@ -93,75 +93,48 @@ class KEF(eqx.Module):
                 "`family` must have four derivatives, as RBF, InverseMultiquadric and "
                 f"RationalQuadratic have; got {family.__name__}."
             )
-        if max_steps < 1:
-            raise ValueError(f"`max_steps` must be at least 1; got {max_steps}.")
+        if max_iterations < 1:
+            raise ValueError(f"`max_iterations` must be at least 1; got {max_iterations}.")
         self.family = family
         self.level = level
         self.lengthscale_factor = lengthscale_factor
         self.metric = metric
         self.reference = as_reference(reference)
         self.tolerance = tolerance
-        self.max_steps = max_steps
+        self.max_iterations = max_iterations
 
-    def fit(
-        self, samples: ArrayLike, *, weights: ArrayLike | None = None, key: Array | None = None
-    ) -> FittedScore:
-        """Return the score estimated from samples, with `unnormalized_log_density`.
-
-        Args:
-            samples: (M, D), M >= 2, finite, each row a draw from q.
-            weights: (M,) non-negative importance weights; None for equal ones.
-            key: not used.
-
-        Returns:
-            A `FittedScore`.
-
-        Raises:
-            ValueError: for a wrong rank, fewer than two samples, or values that are not finite.
-        """
+    def from_sample(self, sample: Sample, key: Array | None) -> FittedScore:
         del key
-        samples, weights = check_weighted(samples, weights)
-        return _fit(self, samples, weights)
-
-
-@eqx.filter_jit
-def _fit(estimator: KEF, samples: Array, weights: Array | None) -> FittedScore:
-    samples, weights = jax.lax.stop_gradient((samples, weights))
-    size, dimension = samples.shape
-    w = or_equal(weights, samples)
-    m = moments(samples, w)
-    where = metric_frame(estimator.metric, m)
-    z = where.to(samples)
-    factor = jnp.asarray(estimator.lengthscale_factor, z.dtype)
-    kernel = estimator.family(median_lengthscale(z) * factor)
-    reference = fit_reference(estimator.reference, m)
-    known = None if reference is None else where.score_to(reference.score(samples))
-    coefficients, lam, residual = solve_tikhonov(
-        _operator(kernel, z),
-        in_blocks(lambda rows: mean_divergence(profile(kernel, rows, z), rows, z, w), z),
-        w,
-        known,
-        estimator.level,
-        estimator.tolerance,
-        estimator.max_steps,
-    )
-    unit = where.scale if estimator.metric == "isotropic" else jnp.ones_like(lam)
-    info = fit_info(
-        "KEF",
-        size,
-        m.size,
-        jnp.all(jnp.isfinite(samples)) & jnp.all(jnp.isfinite(coefficients)),
-        metric=estimator.metric,
-        reference=reference_name(estimator.reference),
-        solver="conjugate gradients",
-        lengthscale=jnp.asarray(kernel.lengthscale, z.dtype) * unit,
-        num_eigenfunctions=jnp.asarray(size * dimension, jnp.int32),
-        explained=jnp.asarray(jnp.nan, z.dtype),
-        ridge=lam,
-        residual=residual,
-    )
-    expansion = CurlFreeExpansion(kernel, where, z, coefficients, -w / lam)
-    return FittedScore(info, expansion, reference, dimension)
+        frame = sample.frame(self.metric)
+        z = frame.to(sample.rows)
+        lengthscale = median_lengthscale(z) * jnp.asarray(self.lengthscale_factor, z.dtype)
+        kernel = self.family(lengthscale)
+        reference = fit_reference(self.reference, sample)
+        solution = solve_tikhonov(
+            _operator(kernel, z),
+            _zeta(kernel, z, sample.weights),
+            sample.weights,
+            None if reference is None else frame.score_to(reference.score(sample.rows)),
+            self.level,
+            self.tolerance,
+            self.max_iterations,
+        )
+        ridge, coefficients = solution.ridge, solution.coefficients
+        expansion = CurlFreeExpansion(kernel, frame, z, coefficients, -sample.weights / ridge)
+        info = score_info(
+            "KEF",
+            sample,
+            coefficients,
+            metric=self.metric,
+            reference=reference_name(self.reference),
+            solver="conjugate gradients",
+            lengthscale=reported_lengthscale(lengthscale, self.metric, frame),
+            num_eigenfunctions=jnp.asarray(z.size, jnp.int32),
+            explained=jnp.asarray(jnp.nan, z.dtype),
+            ridge=ridge,
+            residual=solution.residual,
+        )
+        return make_fitted(sample, info, reference, expansion)
 
 
 def _operator(kernel: Radial, z: Float[Array, "M D"]) -> Callable[[Array], Array]:
@@ -170,3 +143,8 @@ def _operator(kernel: Radial, z: Float[Array, "M D"]) -> Callable[[Array], Array
         p = profile(kernel, z, None)
         return lambda c: apply(p, z, z, c)
     return lambda c: in_blocks(lambda rows: apply(profile(kernel, rows, z), rows, z, c), z)
+
+
+def _zeta(kernel: Radial, z: Float[Array, "M D"], weights: Float[Array, " M"]) -> Array:
+    """Return the mean divergence of the kernel under the samples, at each of them."""
+    return in_blocks(lambda rows: mean_divergence(profile(kernel, rows, z), rows, z, weights), z)

@@ -9,7 +9,7 @@ q(x | z) = N(x; z, h^2) with the samples themselves as z.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -18,14 +18,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from implicitppl._core.checks import check_non_negative, check_positive
-from implicitppl._core.frames import metric_frame
-from implicitppl._core.moments import moments
-from implicitppl.score._checks import check_weighted, check_weights, or_equal
-from implicitppl.score._fitted import FittedScore, fit_info
-from implicitppl.score._reference import Reference
+from implicitppl.score._checks import check_weights
+from implicitppl.score._contract import Estimator
+from implicitppl.score._field import Field, GradientField
+from implicitppl.score._fitted import FittedScore, make_fitted, score_info
+from implicitppl.score._sample import Sample, make_sample
 
 
-class MixtureScore(Reference):
+class MixtureScore(Field):
     """Score of mean_k q(x | z_k), with the density floored at a share of one component's."""
 
     log_conditional: Callable[[Array, Any], Array]
@@ -35,9 +35,6 @@ class MixtureScore(Reference):
 
     def score(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
         return jax.vmap(self._one)(x)
-
-    def divergence(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
-        return jax.vmap(lambda point: jnp.trace(jax.jacfwd(self._one)(point)))(x)
 
     def _logits(self, x: Float[Array, " D"]) -> Float[Array, " K"]:
         def one(z: Any) -> Array:
@@ -56,7 +53,7 @@ class MixtureScore(Reference):
         return score * jnp.exp(jnp.minimum(log_density - self.log_floor, 0))
 
 
-class PlainMixtureScore(MixtureScore):
+class PlainMixtureScore(MixtureScore, GradientField):
     """The same without a floor, which makes it the gradient of a log density."""
 
     def log_density(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
@@ -64,7 +61,7 @@ class PlainMixtureScore(MixtureScore):
         return jax.vmap(lambda point: jax.nn.logsumexp(self._logits(point)))(x)
 
 
-class SemiImplicit(eqx.Module):
+class ConditionalMixture(eqx.Module):
     """Score of a hierarchical sampler through its conditional density.
 
     Args:
@@ -78,9 +75,9 @@ class SemiImplicit(eqx.Module):
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from implicitppl.score import SemiImplicit
+        >>> from implicitppl.score import ConditionalMixture
         >>> mixing = jax.random.normal(jax.random.key(0), (1000, 2))  # x = z + noise, so N(0, 2 I)
-        >>> estimator = SemiImplicit(lambda x, z: -0.5 * jnp.sum((x - z) ** 2))
+        >>> estimator = ConditionalMixture(lambda x, z: -0.5 * jnp.sum((x - z) ** 2))
         >>> [round(float(s), 1) for s in estimator.fit(mixing)(jnp.array([1.0, 0.0]))]
         [-0.5, 0.0]
     """
@@ -129,23 +126,24 @@ class SemiImplicit(eqx.Module):
             dimension = jnp.shape(leaves[0])[1]
         ((size,),) = sizes
         components = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, mixing))
-        floats = [
-            a.dtype for a in jax.tree.leaves(components) if jnp.issubdtype(a.dtype, jnp.floating)
-        ]
-        dtype = jnp.result_type(*floats) if floats else jnp.zeros(()).dtype
-        rows = jnp.zeros((size, 1), dtype)
-        w = or_equal(None if weights is None else check_weights(weights, rows), rows)
-        log_weights = jnp.log(jax.lax.stop_gradient(w))
-        never = jnp.asarray(-jnp.inf, dtype)
+        sample = _weighted_components(components, size, weights)
+        never = jnp.asarray(-jnp.inf, sample.dtype)
+        log_weights = jnp.log(sample.weights)
         mixture = PlainMixtureScore(self.log_conditional, components, log_weights, never)
-        finite = jnp.all(
-            jnp.asarray([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(components)])
-        )
-        info = fit_info("SemiImplicit", size, 1 / jnp.sum(w * w), finite)
-        return FittedScore(info, None, mixture, dimension)
+        info = score_info("ConditionalMixture", sample, *jax.tree.leaves(components))
+        return FittedScore(info, (mixture,), dimension)
 
 
-class KDE(eqx.Module):
+def _weighted_components(components: Any, size: int, weights: ArrayLike | None) -> Sample:
+    """Return the weights of the mixing variables as those of a sample, whose rows are empty."""
+    floats = [a.dtype for a in jax.tree.leaves(components) if jnp.issubdtype(a.dtype, jnp.floating)]
+    dtype = jnp.result_type(*floats) if floats else jnp.zeros(()).dtype
+    rows = jnp.zeros((size, 1), dtype)
+    w = None if weights is None else jax.lax.stop_gradient(check_weights(weights, rows))
+    return make_sample(rows, weights=w)
+
+
+class KDE(Estimator):
     """Score of a Gaussian kernel density estimate, floored where there are no samples.
 
     s(x) = grad p(x) / max(p(x), eps), p(x) = mean_m N(x; x_m, h^2 diag(sd^2)).
@@ -158,9 +156,9 @@ class KDE(eqx.Module):
     Raises:
         ValueError: if `factor` is not positive or `floor` is negative.
 
-    Cost of `fit` O(M D), of a query O(M D). Reaches the minimax rate for Lipschitz scores, and is
-    weak in practice: a smoothed density has too small a score everywhere (slope 1/(1 + h^2) on a
-    Gaussian), more so with every dimension.
+    Cost of `fit` O(M D), of a query O(M D); it takes no covariates and uses no `key`. Reaches the
+    minimax rate for Lipschitz scores, and is weak in practice: a smoothed density has too small a
+    score everywhere (slope 1/(1 + h^2) on a Gaussian), more so with every dimension.
 
     Reference: Wibisono, Wu, Yang, "Optimal score estimation via empirical Bayes smoothing", COLT
     2024; Scott, Multivariate Density Estimation, section 6.3.
@@ -173,6 +171,7 @@ class KDE(eqx.Module):
         -1.0
     """
 
+    takes_covariates: ClassVar[bool] = False
     factor: ArrayLike = 1.0
     floor: ArrayLike = 1e-4
 
@@ -180,30 +179,16 @@ class KDE(eqx.Module):
         check_positive("factor", self.factor)
         check_non_negative("floor", self.floor)
 
-    def fit(
-        self, samples: ArrayLike, *, weights: ArrayLike | None = None, key: Array | None = None
-    ) -> FittedScore:
-        """Return the score estimated from samples; arguments and errors as for `SSGE.fit`."""
+    def from_sample(self, sample: Sample, key: Array | None) -> FittedScore:
         del key
-        samples, weights = check_weighted(samples, weights)
-        return _fit_kde(self, samples, weights)
-
-
-@eqx.filter_jit
-def _fit_kde(estimator: KDE, samples: Array, weights: Array | None) -> FittedScore:
-    samples, weights = jax.lax.stop_gradient((samples, weights))
-    size, dimension = samples.shape
-    w = or_equal(weights, samples)
-    m = moments(samples, w)
-    spread = metric_frame("diagonal", m).scale
-    width = m.size ** (-1 / (dimension + 4)) * jnp.asarray(estimator.factor, samples.dtype)
-    # A constant coordinate gets an infinite width: it has no score.
-    width = jnp.where(m.varies, width * spread, jnp.inf)
-    floor = jnp.asarray(estimator.floor, samples.dtype)
-    log_floor = jnp.log(floor) - jnp.log(m.size)
-    mixture = MixtureScore(_GaussianConditional(width), samples, jnp.log(w), log_floor)
-    info = fit_info("KDE", size, m.size, jnp.all(jnp.isfinite(samples)), lengthscale=width)
-    return FittedScore(info, None, mixture, dimension)
+        m = sample.moments
+        share = m.size ** (-1 / (sample.dimension + 4)) * jnp.asarray(self.factor, sample.dtype)
+        # A constant coordinate gets an infinite width: it has no score.
+        width = jnp.where(m.varies, share * sample.frame("diagonal").scale, jnp.inf)
+        log_floor = jnp.log(jnp.asarray(self.floor, sample.dtype)) - jnp.log(m.size)
+        conditional = _GaussianConditional(width)
+        mixture = MixtureScore(conditional, sample.rows, jnp.log(sample.weights), log_floor)
+        return make_fitted(sample, score_info("KDE", sample, lengthscale=width), mixture)
 
 
 class _GaussianConditional(eqx.Module):

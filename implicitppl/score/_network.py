@@ -26,19 +26,23 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from implicitppl._core.checks import check_key, check_positive
+from implicitppl._core.checks import check_positive
 from implicitppl._core.frames import check_metric
-from implicitppl.score._checks import check_weighted, join_covariates
+from implicitppl.score._contract import Estimator
 from implicitppl.score._fitted import FittedScore
 from implicitppl.score._network_fit import fit_network
 from implicitppl.score._reference import ReferenceLike, as_reference
+from implicitppl.score._sample import Sample
 
 Score = Callable[[Array], Array]
 Build = Callable[[Array, int, int], Any]
 
 
-class NetworkEstimator(eqx.Module):
+class NetworkEstimator(Estimator):
     """A score network trained by a loss that sees samples only; see its two kinds.
+
+    The `key` of `fit` decides the initial network, the split and the batches; without one it is a
+    fixed one. `info` is a `NetworkInfo`.
 
     Cost of `fit` O(num_steps batch_size) network evaluations with derivatives, whatever M.
     """
@@ -95,43 +99,15 @@ class NetworkEstimator(eqx.Module):
         self.reference = as_reference(reference)
 
     @abstractmethod
-    def loss(self, score: Score, z: Array, direction: Array, num_covariates: int) -> Array:
-        """Return the loss of one sample z (R,) for one random direction (D,)."""
+    def loss(self, score: Score, x: Array, direction: Array) -> Array:
+        """Return the loss of a score function at x (D,), for one random direction (D,)."""
 
     @abstractmethod
     def directions(self, key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
         """Return random directions (B, D)."""
 
-    def fit(
-        self,
-        samples: ArrayLike,
-        *,
-        covariates: ArrayLike | None = None,
-        weights: ArrayLike | None = None,
-        key: Array | None = None,
-    ) -> FittedScore:
-        """Return the score learned from samples.
-
-        Args:
-            samples: (M, D), M >= 2, finite, each row a draw from q.
-            covariates: (M, C), for the conditional score grad_x log q(x | c), which is then
-                called as `fitted(x, covariates)`; fixed designs and categories are allowed.
-            weights: (M,) non-negative importance weights; None for equal ones.
-            key: of the initial network, the split and the batches; None for a fixed one.
-
-        Returns:
-            A `FittedScore` whose `info` is a `NetworkInfo`.
-
-        Raises:
-            ValueError: for a wrong rank, fewer than two samples, values that are not finite, a
-                `key` that is not one key, or a network that does not map (C + D,) to (D,).
-        """
-        samples, weights = check_weighted(samples, weights)
-        if key is not None:
-            check_key(key)
-        joint, num_covariates = join_covariates(samples, covariates)
-        key = jax.random.key(0) if key is None else key
-        return fit_network(self, joint, weights, key, num_covariates)
+    def from_sample(self, sample: Sample, key: Array | None) -> FittedScore:
+        return fit_network(self, sample, jax.random.key(0) if key is None else key)
 
 
 class SlicedScoreMatching(NetworkEstimator):
@@ -174,9 +150,8 @@ class SlicedScoreMatching(NetworkEstimator):
     def __init__(self, **options: Any):
         super().__init__(**options)
 
-    def loss(self, score: Score, z: Array, direction: Array, num_covariates: int) -> Array:
-        tangent = jnp.pad(direction, (num_covariates, 0))
-        value, along = jax.jvp(score, (z,), (tangent,))
+    def loss(self, score: Score, x: Array, direction: Array) -> Array:
+        value, along = jax.jvp(score, (x,), (direction,))
         return 0.5 * value @ value + direction @ along
 
     def directions(self, key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
@@ -227,10 +202,9 @@ class DenoisingScoreMatching(NetworkEstimator):
         super().__init__(**options)
         self.noise = noise
 
-    def loss(self, score: Score, z: Array, direction: Array, num_covariates: int) -> Array:
-        noise = jnp.asarray(self.noise, z.dtype)
-        step = noise * jnp.pad(direction, (num_covariates, 0))
-        up, down = score(z + step), score(z - step)
+    def loss(self, score: Score, x: Array, direction: Array) -> Array:
+        noise = jnp.asarray(self.noise, x.dtype)
+        up, down = score(x + noise * direction), score(x - noise * direction)
         return 0.25 * (up @ up + down @ down) + 0.5 * direction @ (up - down) / noise
 
     def directions(self, key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:

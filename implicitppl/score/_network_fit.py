@@ -1,8 +1,6 @@
-"""Training of a score network: AdamW, and the best parameters on held-out samples.
+"""Training of a score network: AdamW, and the best parameters on held-out samples."""
 
-One compiled program: a scan over checks, each a scan over steps and then the held-out loss.
-"""
-
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -12,48 +10,43 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from implicitppl._core.frames import Frame, metric_frame
-from implicitppl._core.moments import moments
-from implicitppl.score._checks import or_equal
-from implicitppl.score._fitted import FittedScore
-from implicitppl.score._reference import Reference, fit_reference, reference_name
+from implicitppl._core.frames import Frame
+from implicitppl._train.descent import Descent, HeldOut, descend
+from implicitppl.score._field import Field
+from implicitppl.score._fitted import FitInfo, FittedScore, base_info, make_fitted
+from implicitppl.score._reference import fit_reference, reference_name
+from implicitppl.score._sample import Sample
 
 # Held-out samples, each judged with so many random directions.
 _MAX_HELD_OUT, _JUDGE_DRAWS = 2000, 4
 _CLIP, _WEIGHT_DECAY = 10.0, 0.1
-# Rows whose Jacobians are in memory at once.
-_BLOCK = 256
+
+Score = Callable[[Float[Array, " R"]], Float[Array, " D"]]
 
 
-class NetworkInfo(eqx.Module):
+class NetworkInfo(FitInfo):
     """What the training found.
 
     Attributes:
         estimator: name of the estimator.
-        metric: coordinates in which the network sees the samples.
-        reference: "none", "gaussian" or "callable".
         solver: "stochastic gradients".
         num_samples: M.
-        losses: (num_checks + 1,) held-out loss of the reference alone, then at every check.
-        best: index of the smallest; 0 where the network did not help and is not used.
-        explained: not defined; NaN.
+        dtype: of the samples, and of the scores.
         effective_size: 1 / sum w^2, M without weights.
         finite: False where a sample or a parameter is not finite.
+        metric: coordinates in which the network sees the samples.
+        reference: "none", "gaussian" or "callable".
+        losses: (num_checks + 1,) held-out loss of the reference alone, then at every check.
+        best: index of the smallest; 0 where the network did not help and is not used.
     """
 
-    estimator: str = eqx.field(static=True)
     metric: str = eqx.field(static=True)
     reference: str = eqx.field(static=True)
-    solver: str = eqx.field(static=True)
-    num_samples: int = eqx.field(static=True)
     losses: Float[Array, " checks"]
     best: Int[Array, ""]
-    explained: Float[Array, ""]
-    effective_size: Float[Array, ""]
-    finite: Bool[Array, ""]
 
 
-class NetworkExpansion(eqx.Module):
+class NetworkExpansion(Field):
     """The network's part of a score, P T f(z); 0 in constant coordinates, and if it is not used.
 
     The network is held in two halves, so that all leaves are arrays: activations are functions,
@@ -77,57 +70,42 @@ class NetworkExpansion(eqx.Module):
         score = self.coordinates.score_back(values)
         return jnp.where(self.active[None, :], score, 0)
 
-    def divergence(self, x: Float[Array, "N R"]) -> Float[Array, " N"]:
-        """Return its divergence for every row: one directional derivative for each coordinate."""
 
-        def one(row: Float[Array, " R"]) -> Float[Array, ""]:
-            return jnp.trace(jax.jacfwd(lambda point: self.score(point[None, :])[0])(row))
-
-        return jax.lax.map(one, x, batch_size=_BLOCK)
-
-
-@eqx.filter_jit
-def fit_network(
-    estimator: Any,
-    samples: Array,
-    weights: Array | None,
-    key: Array,
-    num_covariates: int,
-) -> FittedScore:
-    """Return the score of a `NetworkEstimator` trained on rows (c, x)."""
-    samples, weights = jax.lax.stop_gradient((samples, weights))
-    size, dimension = samples.shape[0], samples.shape[1] - num_covariates
-    w = or_equal(weights, samples)
-    m = moments(samples, w)
-    where = metric_frame(estimator.metric, m, num_covariates)
-    reference = fit_reference(estimator.reference, m, num_covariates)
+def fit_network(estimator: Any, sample: Sample, key: Array) -> FittedScore:
+    """Return the score of a `NetworkEstimator`, trained."""
+    frame = sample.frame(estimator.metric)
+    reference = fit_reference(estimator.reference, sample)
     build_key, order_key, train_key = jax.random.split(key, 3)
-    # Samples that do not count come last, so that both parts of the split have some that do.
-    order = jnp.argsort(jax.random.uniform(order_key, (size,)) + (w <= 0).astype(float))
-    z = where.to(samples)[order]
-    network = _build(estimator, build_key, samples.shape[1], dimension, z)
-    trained, used, losses = _train(estimator, network, z, w[order], where, reference, train_key)
-    leaves = jax.tree.leaves(eqx.filter(trained, eqx.is_inexact_array))
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in (samples, *leaves)]
+    shuffled = _shuffled(sample.seen_in(frame), order_key)
+    network = _build(estimator, build_key, shuffled)
+    parameters, static = eqx.partition(network, eqx.is_inexact_array)
+    base = _reference_score(frame, reference, shuffled)
+    alone, descent = _train(estimator, parameters, static, base, shuffled, train_key)
+    trained = eqx.combine(descent.best, static)
+    losses = jnp.concatenate([alone[None], descent.losses])
     info = NetworkInfo(
-        estimator=type(estimator).__name__,
+        **base_info(type(estimator).__name__, sample, *jax.tree.leaves(descent.best)),
+        solver="stochastic gradients",
         metric=estimator.metric,
         reference=reference_name(estimator.reference),
-        solver="stochastic gradients",
-        num_samples=size,
         losses=losses,
         best=jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf)),
-        explained=jnp.asarray(jnp.nan, z.dtype),
-        effective_size=m.size,
-        finite=jnp.all(jnp.stack(finite)),
     )
-    parts = eqx.partition(trained, eqx.is_array)
-    expansion = NetworkExpansion(*parts, where, m.varies & used)
-    return FittedScore(info, expansion, reference, dimension, num_covariates=num_covariates)
+    active = sample.moments.varies & (descent.best_loss < alone)
+    expansion = NetworkExpansion(*eqx.partition(trained, eqx.is_array), frame, active)
+    return make_fitted(sample, info, reference, expansion)
 
 
-def _build(estimator: Any, key: Array, num_in: int, num_out: int, z: Array) -> Any:
+def _shuffled(sample: Sample, key: Array) -> Sample:
+    """Return a random order, samples that do not count last: both parts of a split have some."""
+    order = jnp.argsort(jax.random.uniform(key, (sample.size,)) + (~sample.counts).astype(float))
+    weights = sample.weights[order]
+    return Sample(sample.rows[order], weights, sample.num_covariates, sample.is_weighted)
+
+
+def _build(estimator: Any, key: Array, sample: Sample) -> Any:
     """Return the untrained network in the dtype of the samples."""
+    num_in, num_out = sample.rows.shape[1], sample.dimension
     if estimator.network is None:
         network = eqx.nn.MLP(
             num_in, num_out, estimator.width, estimator.depth, jax.nn.silu, key=key
@@ -140,84 +118,102 @@ def _build(estimator: Any, key: Array, num_in: int, num_out: int, z: Array) -> A
     else:
         network = estimator.network(key, num_in, num_out)
     arrays, static = eqx.partition(network, eqx.is_inexact_array)
-    network = eqx.combine(jax.tree.map(lambda leaf: leaf.astype(z.dtype), arrays), static)
-    found = jax.eval_shape(network, z[0]).shape
-    if found != (num_out,):
-        raise ValueError(f"`network` must map ({num_in},) to ({num_out},); got shape {found}.")
+    network = eqx.combine(jax.tree.map(lambda leaf: leaf.astype(sample.dtype), arrays), static)
+    shape = jax.eval_shape(network, sample.rows[0]).shape
+    if shape != (num_out,):
+        raise ValueError(f"`network` must map ({num_in},) to ({num_out},); got shape {shape}.")
     return network
+
+
+def _reference_score(frame: Frame, reference: Field | None, sample: Sample) -> Score:
+    """Return the reference's score of x as a function of one row, in the frame's coordinates."""
+    if reference is None:
+        return lambda row: jnp.zeros((sample.dimension,), sample.dtype)
+
+    def base(row: Float[Array, " R"]) -> Float[Array, " D"]:
+        in_data = reference.score(frame.back(row[None, :]))
+        return frame.score_to(in_data)[0, sample.num_covariates :]
+
+    return base
 
 
 def _train(
     estimator: Any,
-    network: Any,
-    z: Float[Array, "M R"],
-    weights: Float[Array, " M"],
-    where: Frame,
-    reference: Reference | None,
+    parameters: Any,
+    static: Any,
+    base: Score,
+    sample: Sample,
     key: Array,
-) -> tuple[Any, Bool[Array, ""], Float[Array, " checks"]]:
-    """Return the network with the smallest held-out loss, whether any helped, and the losses."""
-    num = where.num_covariates
-    held = max(1, min(z.shape[0] // 10, _MAX_HELD_OUT))
+) -> tuple[Float[Array, ""], Descent]:
+    """Return the held-out loss of the reference alone, and the descent of the network's."""
     judge_key, steps_key = jax.random.split(key)
-    every = z.shape[0] // held
-    judging = np.arange(held) * every
-    training = np.setdiff1d(np.arange(z.shape[0]), judging)
-    cumulative = jnp.cumsum(weights[training])
-    points = jnp.repeat(z[judging], _JUDGE_DRAWS, axis=0)
-    judge_weights = jnp.repeat(weights[judging], _JUDGE_DRAWS)
-    judges = estimator.directions(judge_key, (points.shape[0], z.shape[1] - num), z.dtype)
-    parameters, static = eqx.partition(network, eqx.is_inexact_array)
+    judged, trained = _split(sample)
+    points = jnp.repeat(judged.rows, _JUDGE_DRAWS, axis=0)
+    weights = jnp.repeat(judged.weights, _JUDGE_DRAWS)
+    shape = (points.shape[0], sample.dimension)
+    directions = estimator.directions(judge_key, shape, sample.dtype)
+    cumulative = jnp.cumsum(trained.weights)
 
-    def losses(parameters: Any, rows: Array, directions: Array) -> Array:
-        """Return the loss of every row; without parameters, of the reference alone."""
-        zero = jnp.zeros((z.shape[1] - num,), z.dtype)
-        model = (lambda row: zero) if parameters is None else eqx.combine(parameters, static)
+    def losses(network: Score, rows: Array, directions: Array) -> Float[Array, " n"]:
+        def one(row: Array, direction: Array) -> Float[Array, ""]:
+            c, x = row[: sample.num_covariates], row[sample.num_covariates :]
 
-        def score(row: Array) -> Array:
-            value = model(row)
-            if reference is None:
-                return value
-            base = reference.score(where.back(row[None, :]))
-            return value + where.score_to(base)[0, num:]
+            def score(x: Array) -> Array:
+                row = jnp.concatenate([c, x])
+                return network(row) + base(row)
 
-        return jax.vmap(lambda row, v: estimator.loss(score, row, v, num))(rows, directions)
+            return estimator.loss(score, x, direction)
 
-    steps = -(-estimator.num_steps // estimator.num_checks)
-    schedule = optax.cosine_decay_schedule(
-        estimator.learning_rate, steps * estimator.num_checks, alpha=0.01
+        return jax.vmap(one)(rows, directions)
+
+    def held_out(network: Score) -> Float[Array, ""]:
+        return weights @ losses(network, points, directions) / jnp.sum(weights)
+
+    def batch(parameters: Any, key: Array) -> Float[Array, ""]:
+        row_key, direction_key = jax.random.split(key)
+        rows = _draw(row_key, trained.rows, cumulative, estimator.batch_size)
+        shape = (estimator.batch_size, sample.dimension)
+        directions = estimator.directions(direction_key, shape, sample.dtype)
+        return jnp.mean(losses(eqx.combine(parameters, static), rows, directions))
+
+    every = -(-estimator.num_steps // estimator.num_checks)
+    num_steps = every * estimator.num_checks
+    keys = jax.random.split(steps_key, estimator.num_checks)
+    keys = jax.vmap(lambda k: jax.random.split(k, every))(keys)
+    alone = held_out(lambda row: jnp.zeros((sample.dimension,), sample.dtype))
+    return alone, descend(
+        batch,
+        parameters,
+        _optimiser(estimator.learning_rate, num_steps),
+        num_steps,
+        keys=keys.reshape(num_steps, *keys.shape[2:]),
+        held_out=HeldOut(lambda p: held_out(eqx.combine(p, static)), every, alone),
     )
-    optimizer = optax.chain(
+
+
+def _split(sample: Sample) -> tuple[Sample, Sample]:
+    """Return a tenth of the samples, evenly spaced, and the others, with the weights they had."""
+    held = max(1, min(sample.size // 10, _MAX_HELD_OUT))
+    judging = np.arange(held) * (sample.size // held)
+    training = np.setdiff1d(np.arange(sample.size), judging)
+    num, weighted = sample.num_covariates, sample.is_weighted
+    return (
+        Sample(sample.rows[judging], sample.weights[judging], num, weighted),
+        Sample(sample.rows[training], sample.weights[training], num, weighted),
+    )
+
+
+def _draw(
+    key: Array, rows: Float[Array, "M R"], cumulative: Float[Array, " M"], num: int
+) -> Float[Array, "num R"]:
+    """Return rows drawn with replacement, each as often as its weight says."""
+    share = cumulative[-1] * jax.random.uniform(key, (num,), rows.dtype)
+    index = jnp.searchsorted(cumulative, share, side="right")
+    return rows[jnp.minimum(index, rows.shape[0] - 1)]
+
+
+def _optimiser(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
+    schedule = optax.cosine_decay_schedule(learning_rate, num_steps, alpha=0.01)
+    return optax.chain(
         optax.clip_by_global_norm(_CLIP), optax.adamw(schedule, weight_decay=_WEIGHT_DECAY)
     )
-
-    def judged(parameters: Any) -> Array:
-        return judge_weights @ losses(parameters, points, judges) / jnp.sum(judge_weights)
-
-    def step(state: tuple[Any, Any], step_key: Array) -> tuple[tuple[Any, Any], None]:
-        parameters, memory = state
-        row_key, direction_key = jax.random.split(step_key)
-        share = cumulative[-1] * jax.random.uniform(row_key, (estimator.batch_size,), z.dtype)
-        place = jnp.searchsorted(cumulative, share, side="right")
-        rows = z[jnp.asarray(training)[jnp.minimum(place, training.size - 1)]]
-        shape = (estimator.batch_size, z.shape[1] - num)
-        directions = estimator.directions(direction_key, shape, z.dtype)
-        gradient = jax.grad(lambda p: jnp.mean(losses(p, rows, directions)))(parameters)
-        # optax promotes its integer step count, which the caller may have forbidden.
-        with jax.numpy_dtype_promotion("standard"):
-            update, memory = optimizer.update(gradient, memory, parameters)
-        return (optax.apply_updates(parameters, update), memory), None
-
-    def check(carry: tuple[Any, ...], check_key: Array) -> tuple[tuple[Any, ...], Array]:
-        state, best, smallest = carry
-        state, _ = jax.lax.scan(step, state, jax.random.split(check_key, steps))
-        loss = judged(state[0])
-        better = loss < smallest  # False for NaN
-        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state[0], best)
-        return (state, best, jnp.where(better, loss, smallest)), loss
-
-    first = judged(None)
-    carry = ((parameters, optimizer.init(parameters)), parameters, first)
-    keys = jax.random.split(steps_key, estimator.num_checks)
-    (_, best, smallest), later = jax.lax.scan(check, carry, keys)
-    return eqx.combine(best, static), smallest < first, jnp.concatenate([first[None], later])

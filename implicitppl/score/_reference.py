@@ -8,7 +8,6 @@ where a kernel says nothing, s0 rules.
               at a = 0 the factor is (M - D - 2)/(M - 1), unbiased for Gaussian samples.
 """
 
-from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -18,24 +17,14 @@ import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
 
-from implicitppl._core.moments import Moments, scaled_cholesky, shrinkage_amount, shrunk_covariance
+from implicitppl._core.moments import scaled_cholesky, shrinkage_amount, shrunk_covariance
+from implicitppl.score._field import Field, GradientField
+from implicitppl.score._sample import Sample
 
 ReferenceLike = str | Callable[..., Array] | None
 
 
-class Reference(eqx.Module):
-    """A score in data coordinates, with its divergence; rows in, rows out."""
-
-    @abstractmethod
-    def score(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
-        """Return s0 for every row."""
-
-    @abstractmethod
-    def divergence(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
-        """Return div s0 for every row."""
-
-
-class GaussianReference(Reference):
+class GaussianReference(GradientField):
     """The score of a Gaussian; 0 in constant coordinates."""
 
     mean: Float[Array, " D"]
@@ -52,7 +41,7 @@ class GaussianReference(Reference):
         return 0.5 * jnp.sum((x - self.mean[None, :]) * self.score(x), axis=1)
 
 
-class CallableReference(Reference):
+class CallableReference(Field):
     """A score given by the user as a function of one point (D,), and of its covariates (C,)."""
 
     function: Callable[..., Array]
@@ -60,9 +49,6 @@ class CallableReference(Reference):
 
     def score(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
         return jax.vmap(self._one)(x)
-
-    def divergence(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
-        return jax.vmap(lambda point: jnp.trace(jax.jacfwd(self._one)(point)))(x)
 
     def _one(self, row: Float[Array, " D"]) -> Float[Array, " D"]:
         covariates, point = row[: self.num_covariates], row[self.num_covariates :]
@@ -86,20 +72,20 @@ class StaticFunction(eqx.Module):
 
 
 def gaussian_reference(
-    m: Moments, shrinkage: float | Float[Array, ""] | None = None, num_covariates: int = 0
+    sample: Sample, shrinkage: float | Float[Array, ""] | None = None
 ) -> GaussianReference:
-    """Return the plug-in Gaussian score of samples with the given moments.
+    """Return the plug-in Gaussian score of a sample.
 
     With covariates that of the linear regression on them: of P only the columns of x are kept.
     """
+    m = sample.moments
     dimension = m.mean.shape[0]
     amount = shrinkage_amount(m) if shrinkage is None else jnp.asarray(shrinkage, m.size.dtype)
     factor = scaled_cholesky(shrunk_covariance(m, amount))
     inverse = cho_solve((factor, True), jnp.eye(dimension, dtype=factor.dtype))
     unbiased = 1 - (1 - amount) * (dimension + 1) / jnp.maximum(m.size - 1, 1e-6)
     precision = inverse * jnp.where(m.size > dimension + 3, unbiased, 1)
-    scored = m.varies & (jnp.arange(dimension) >= num_covariates)
-    both = m.varies[:, None] & scored[None, :]
+    both = m.varies[:, None] & (m.varies & sample.is_scored)[None, :]
     return GaussianReference(m.mean, jnp.where(both, precision, 0))
 
 
@@ -122,13 +108,13 @@ def as_reference(reference: ReferenceLike) -> eqx.Module | None:
     return StaticFunction(reference)
 
 
-def fit_reference(reference: Any, m: Moments, num_covariates: int = 0) -> Reference | None:
-    """Return the reference score of a fit: fitted, given, or none."""
+def fit_reference(reference: Any, sample: Sample) -> Field | None:
+    """Return the reference score of a fit: fitted, the user's, or none."""
     if reference is None:
         return None
     if isinstance(reference, _FittedGaussian):
-        return gaussian_reference(m, num_covariates=num_covariates)
-    return CallableReference(reference, num_covariates)
+        return gaussian_reference(sample)
+    return CallableReference(reference, sample.num_covariates)
 
 
 def reference_name(reference: eqx.Module | None) -> str:

@@ -14,11 +14,11 @@ Distances are not whitened: a whitening fitted on few samples makes fresh points
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from implicitppl._core.frames import Frame, metric_frame
-from implicitppl._core.moments import Moments
+from implicitppl._core.frames import Frame
 from implicitppl.kernels._distances import squared_distances
+from implicitppl.score._sample import Sample
 
 # Up to twice as many samples all are kept; beyond, this many, and as many others set the radius.
 _CENTRES = 2000
@@ -47,24 +47,22 @@ class Support(eqx.Module):
         return ~(jnp.sqrt(jax.lax.map(nearest, z, batch_size=size)) <= self.radius)
 
 
-def nearest_neighbour_support(
-    samples: Float[Array, "M D"], weights: Float[Array, " M"], m: Moments, order: Array
-) -> Support:
+def nearest_neighbour_support(sample: Sample, order: Int[Array, " M"]) -> Support:
     """Return the support of samples; `order` is a permutation of them. O(min(M, 4000)^2 D).
 
     Samples of weight 0 do not count, and neither do duplicates: distances are to the nearest
     sample that does not coincide.
     """
-    where = metric_frame("diagonal", m)
-    z = where.to(samples)
-    size = z.shape[0]
+    frame = sample.frame("diagonal")
+    z = frame.to(sample.rows)
+    size = sample.size
     chosen = order[:_CENTRES] if size > 2 * _CENTRES else jnp.arange(size)
     judges = order[_CENTRES : 2 * _CENTRES] if size > 2 * _CENTRES else chosen
-    counts = weights > 0
+    counts = sample.counts
     squared = squared_distances(z[judges], z[chosen])
     # Itself, and duplicates up to rounding: bootstrap samples would have the radius 0.
     coincides = squared <= _COINCIDES
     neighbours = jnp.where(coincides | ~counts[chosen][None, :], jnp.inf, squared)
     nearest = jnp.min(neighbours, axis=1)
     nearest = jnp.where(counts[judges] & jnp.isfinite(nearest), nearest, 0)
-    return Support(where, z[chosen], counts[chosen], jnp.sqrt(jnp.max(nearest)))
+    return Support(frame, z[chosen], counts[chosen], jnp.sqrt(jnp.max(nearest)))

@@ -194,7 +194,7 @@ def peak():
 x = jax.random.normal(jax.random.key(0), (5000, 20)).block_until_ready()
 idle = peak()
 fitted = SSGE().fit(x)
-jax.block_until_ready(fitted.expansion.coefficients)
+jax.block_until_ready(fitted.parts[-1].coefficients)
 used = peak() - idle
 queries = jax.random.normal(jax.random.key(1), (1000, 20))
 print(used / 1e6, float(jnp.mean((fitted(queries) + queries) ** 2)))

@@ -103,7 +103,7 @@ def test_constant_covariates_are_no_covariates(name):
         plain, conditional = estimator.fit(x), estimator.fit(x, covariates=constant)
         if name == "diagonal" or name == "whitened" or name == "Gaussian":
             # The unbiased precision counts one regressor more: (M - D - 3) for (M - D - 2).
-            reference = plain.reference.precision[0, 0], conditional.reference.precision[1, 1]
+            reference = plain.parts[0].precision[0, 0], conditional.parts[0].precision[1, 1]
             assert float(reference[1] / reference[0]) == pytest.approx(55 / 56)
         np.testing.assert_allclose(conditional(x, constant), plain(x), rtol=0.05, atol=0.05)
         if name == "isotropic":
@@ -227,4 +227,4 @@ def test_bad_covariates_raise_at_once(call, message):
 def test_kef_has_no_conditional_form():
     x, c, _ = _draw(30)
     with pytest.raises(TypeError, match="covariates"):
-        KEF().fit(x, covariates=c)  # type: ignore[call-arg]
+        KEF().fit(x, covariates=c)

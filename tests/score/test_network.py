@@ -42,8 +42,11 @@ def test_losses_of_a_linear_score_are_exact_over_all_signs():
         A, z, t = rng.normal(size=(2, 3)), rng.normal(size=3), 0.3
         signs = [jnp.asarray(s) for s in itertools.product((-1.0, 1.0), repeat=2)]
 
+        def score(x: jax.Array) -> jax.Array:
+            return jnp.asarray(A) @ jnp.concatenate([jnp.asarray(z[:1]), x])
+
         def mean(estimator) -> float:
-            losses = [estimator.loss(lambda p: A @ p, jnp.asarray(z), v, 1) for v in signs]
+            losses = [estimator.loss(score, jnp.asarray(z[1:]), v) for v in signs]
             return float(np.mean(losses))
 
         exact = 0.5 * np.sum((A @ z) ** 2) + np.trace(A[:, 1:])
@@ -147,7 +150,8 @@ def test_a_network_of_your_own():
 
     x = _bent(200)
     fitted = SlicedScoreMatching(network=build, **SMALL).fit(x)
-    assert isinstance(fitted.expansion.network, _Bilinear)
+    part: Any = fitted.parts[-1]
+    assert isinstance(part.network, _Bilinear)
     assert bool(fitted.info.finite)
     # Where it does not help it is not used, wherever it started.
     options = SMALL | {"learning_rate": 1e12}

@@ -26,7 +26,7 @@ for estimator in (
     one, eight = estimator.fit(x)(q), estimator.fit(spread)(q)
     print(float(jnp.linalg.norm(one - eight) / jnp.linalg.norm(one)))
 one, eight = (select(s[:120], key=jax.random.key(2)) for s in (x, spread))
-assert len(eight.expansion.bound.sharding.device_set) == 8
+assert len(eight.parts[-1].bound.sharding.device_set) == 8
 queries = jax.device_put(q, NamedSharding(mesh, PartitionSpec("samples")))
 assert len(eight(queries).sharding.device_set) == 8
 print(float(jnp.linalg.norm(one(q) - eight(queries)) / jnp.linalg.norm(one(q))))

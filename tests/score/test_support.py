@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitppl._core.moments import moments
+from implicitppl.score._sample import make_sample
 from implicitppl.score._support import Support, nearest_neighbour_support
 
 KEY = jax.random.key(3)
@@ -33,8 +33,7 @@ def test_fresh_points_are_flagged_as_rarely_as_promised(dimension):
 
 @jax.jit
 def _support(x: jax.Array, weights: jax.Array | None = None) -> Support:
-    w = jnp.full((x.shape[0],), 1 / x.shape[0]) if weights is None else weights
-    return nearest_neighbour_support(x, w, moments(x, w), jnp.arange(x.shape[0]))
+    return nearest_neighbour_support(make_sample(x, weights=weights), jnp.arange(x.shape[0]))
 
 
 @pytest.mark.parametrize("num", [4000, 4001])

@@ -30,7 +30,7 @@ from implicitppl.infer._functional.particles import Step, dependence_named, run_
 from implicitppl.infer._functional.report import FunctionalReport, caveats
 from implicitppl.models._call import Call
 from implicitppl.models._sites import Params
-from implicitppl.score._contract import Estimator
+from implicitppl.score._contract import EstimatorLike
 
 ModelLike = Callable[..., Any]
 NAMED = ("score", "gaussian", "regularized", "grid")
@@ -99,7 +99,7 @@ class FunctionalELBO(ELBO):
         weight: float | str = 1.0,
         num_particles: int = 100,
         *,
-        estimator: Estimator | None = None,
+        estimator: EstimatorLike | None = None,
         noise: float | None = None,
     ) -> None:
         if num_particles < 2:
@@ -224,7 +224,7 @@ class FunctionalELBO(ELBO):
 
 
 def _divergence(
-    divergence: str | Divergence, estimator: Estimator | None, noise: float | None
+    divergence: str | Divergence, estimator: EstimatorLike | None, noise: float | None
 ) -> Divergence:
     """Return the divergence of a name, or the object given; refuse options that it would ignore."""
     known = isinstance(divergence, Divergence)

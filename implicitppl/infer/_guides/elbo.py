@@ -44,7 +44,7 @@ from implicitppl.models._sites import (
     site_log_prob,
 )
 from implicitppl.score import affine_stein_correction, entropy_surrogate
-from implicitppl.score._contract import Estimator
+from implicitppl.score._contract import EstimatorLike
 from implicitppl.score._in_sample import default_estimator, gaussian_entropy
 
 ModelLike = Callable[..., Any]
@@ -111,7 +111,7 @@ class ImplicitELBO(ELBO):
     def __init__(
         self,
         num_particles: int = 100,
-        estimator: Estimator | None = None,
+        estimator: EstimatorLike | None = None,
         *,
         score_sites: str = "implicit",
         trust_radius: float | None = 5.0,
@@ -129,7 +129,7 @@ class ImplicitELBO(ELBO):
         if estimator is not None and not hasattr(estimator, "fit"):
             raise ValueError(f"`estimator` must have a `fit` method; got {estimator!r}.")
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
-        self.estimator: Estimator = default_estimator() if estimator is None else estimator
+        self.estimator: EstimatorLike = default_estimator() if estimator is None else estimator
         self.score_sites, self.trust_radius = score_sites, trust_radius
 
     def objective(

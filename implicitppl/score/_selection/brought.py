@@ -15,8 +15,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from implicitppl._core.frames import Frame
+from implicitppl.score._contract import Estimator
 from implicitppl.score._fitted import FittedScore
-from implicitppl.score._selection.held_out import Folds
+from implicitppl.score._sample import Sample
+from implicitppl.score._selection.folds import Problem
+from implicitppl.score._selection.judge import Predictions
 
 # Points whose Jacobians are in memory at once.
 _BLOCK = 128
@@ -37,17 +40,16 @@ def check_candidates(candidates: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(candidates)
 
 
-def fit_candidate(
-    candidate: Any, rows: Array, weights: Array | None, key: Array, num_covariates: int
-) -> FittedScore:
-    """Fit a candidate on rows (c, x), or raise for one that cannot be used."""
+def fit_candidate(candidate: Any, sample: Sample, key: Array) -> FittedScore:
+    """Fit a candidate, or raise for one that cannot be used."""
     name = type(candidate).__name__
-    given = {"covariates": rows[:, :num_covariates]} if num_covariates else {}
-    if given and "covariates" not in inspect.signature(candidate.fit).parameters:
+    conditions = {} if sample.covariates is None else {"covariates": sample.covariates}
+    if conditions and not _takes_covariates(candidate):
         raise ValueError(
             f"`candidates` must take covariates where there are some; {name} does not."
         )
-    fitted = candidate.fit(rows[:, num_covariates:], weights=weights, key=key, **given)
+    weights = sample.weights if sample.is_weighted else None
+    fitted = candidate.fit(sample.x, weights=weights, key=key, **conditions)
     if not isinstance(fitted, FittedScore):
         raise ValueError(
             f"`candidates` must have a `fit` that returns a FittedScore; that of {name} returned "
@@ -56,60 +58,46 @@ def fit_candidate(
     return fitted
 
 
-def candidate_predictions(
-    candidates: Sequence[Any],
-    samples: Float[Array, "M D"],
-    weights: Float[Array, " M"] | None,
-    rows: Array,
-    rest: Array,
-    folds: Folds,
-    frame: Frame,
-    key: Array,
-    num_covariates: int,
-) -> tuple[Float[Array, "E n D"], Float[Array, "E n"]]:
-    """Return held-out scores and divergences of every candidate, in standardised units.
+def _takes_covariates(candidate: Any) -> bool:
+    if isinstance(candidate, Estimator):
+        return candidate.takes_covariates
+    return "covariates" in inspect.signature(candidate.fit).parameters
 
-    Args:
-        candidates: E estimators.
-        samples: all of them, in the user's units, rows (c, x).
-        weights: of all, or None.
-        rows: those that `folds` is about.
-        rest: those that are not judged, which train in every fold.
-        folds: positions in `rows`.
-        frame: of y.
-        key: for those estimators that need one.
-        num_covariates: C.
-    """
 
-    def one(candidate: Any, candidate_key: Array) -> tuple[Array, Array]:
-        def fold(k: Array) -> tuple[Array, Array]:
-            train = jnp.concatenate([rows[folds.train[k]], rest])
-            w = None if weights is None else weights[train] / jnp.sum(weights[train])
+def candidate_predictions(candidates: Sequence[Any], problem: Problem, key: Array) -> Predictions:
+    """Return held-out scores (E, n, R) and divergences (E, n) of every candidate, in y."""
+    folds, sample = problem.folds, problem.sample
+    num_points, num_coordinates = folds.judge.size, sample.rows.shape[1]
+
+    def one(candidate: Any, candidate_key: Array) -> Predictions:
+        def fold(k: Array) -> Predictions:
+            train = jnp.concatenate([problem.judged[folds.train[k]], problem.others])
             fold_key = jax.random.fold_in(candidate_key, k)
-            fitted = fit_candidate(candidate, samples[train], w, fold_key, num_covariates)
-            judge = frame.to(samples[rows[folds.judge[k]]])
-            return _standardised(fitted, judge, frame, num_covariates)
+            fitted = fit_candidate(candidate, sample.take(train), fold_key)
+            points = problem.standard.rows[problem.judged[folds.judge[k]]]
+            return _standardised(fitted, points, problem.frame)
 
         scores, divergences = jax.lax.map(fold, jnp.arange(folds.train.shape[0]))
-        return scores.reshape(-1, samples.shape[1]), divergences.reshape(-1)
+        return Predictions(scores.reshape(-1, num_coordinates), divergences.reshape(-1))
 
+    if not candidates:
+        empty = jnp.zeros((0, num_points), sample.dtype)
+        return Predictions(jnp.zeros((0, num_points, num_coordinates), sample.dtype), empty)
     keys = jax.random.split(key, len(candidates))
-    found = [one(c, k) for c, k in zip(candidates, keys, strict=True)]
-    return jnp.stack([scores for scores, _ in found]), jnp.stack([div for _, div in found])
+    each = [one(c, k) for c, k in zip(candidates, keys, strict=True)]
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *each)
 
 
-def _standardised(
-    fitted: FittedScore, y: Float[Array, "V D"], frame: Frame, num_covariates: int
-) -> tuple[Float[Array, "V D"], Float[Array, " V"]]:
+def _standardised(fitted: FittedScore, y: Float[Array, "V R"], frame: Frame) -> Predictions:
     """Return s_y and div_y s_y at rows y."""
+    num = fitted.num_covariates
 
-    def score(point: Float[Array, " D"]) -> Float[Array, " D"]:
-        x = frame.back(point[None, :])[0]
-        given = (x[:num_covariates],) if num_covariates else ()
-        value = jnp.pad(fitted(x[num_covariates:], *given), (num_covariates, 0))
-        return frame.score_to(value[None, :])[0]
+    def score(point: Float[Array, " R"]) -> Float[Array, " R"]:
+        row = frame.back(point[None, :])[0]
+        value = fitted(row[num:], row[:num]) if num else fitted(row)
+        return frame.score_to(jnp.pad(value, (num, 0))[None, :])[0]
 
-    def both(point: Array) -> tuple[Array, Array]:
-        return score(point), jnp.trace(jax.jacfwd(score)(point))
+    def both(point: Array) -> Predictions:
+        return Predictions(score(point), jnp.trace(jax.jacfwd(score)(point)))
 
     return jax.lax.map(both, y, batch_size=_BLOCK)

@@ -4,7 +4,7 @@ A configuration is (kernel, metric, width factor): one eigendecomposition. Each 
 and both references, whose held-out loss costs a matrix product.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from implicitppl.kernels import RBF, InverseMultiquadric, Radial
 from implicitppl.kernels._radial import Lengthscale, Scalar
+from implicitppl.score._sample import Sample
 
 KERNELS = ("RBF", "InverseMultiquadric")
 FACTORS = (0.7, 1.0, 1.4, 2.0, 4.0)
@@ -22,6 +23,11 @@ DEFAULT_LEVEL = 10.0**-1.5
 REFERENCES = ("none", "gaussian")
 # A whitened kernel with fewer samples for each dimension would be whitened by a shrunk covariance.
 SAMPLES_PER_DIMENSION = 5
+
+
+# In the grid a NumPy array; an entry, or several, is a JAX array.
+Column = Any
+Table = TypeVar("Table", "Configurations", "Filters")
 
 
 class RadialChoice(Radial):
@@ -42,54 +48,86 @@ class RadialChoice(Radial):
         return jnp.asarray(self.choice) == 0
 
 
-class Grid(NamedTuple):
-    """Configurations, as NumPy arrays of equal length, and the names of the metrics."""
+class Configurations(NamedTuple):
+    """Kernel x metric x width factor: one eigendecomposition each, columns of equal length."""
 
-    kernel: np.ndarray
-    metric: np.ndarray
-    factor: np.ndarray
-    metrics: tuple[str, ...]
+    kernel: Column
+    metric: Column
+    factor: Column
 
 
 class Filters(NamedTuple):
-    """The candidates within one configuration: reference x power x level, as NumPy arrays."""
+    """The candidates within one configuration: reference x power x level, columns."""
 
-    reference: np.ndarray
-    power: np.ndarray
-    level: np.ndarray
+    reference: Column
+    power: Column
+    level: Column
 
 
-def kernel_grid(num_train: int, dimension: int, num_covariates: int = 0) -> Grid:
-    """Return the configurations for training sets of a given size.
+class Grid(NamedTuple):
+    """All kernel candidates, in NumPy, and the names of the metrics."""
 
-    Args:
-        num_train: samples of a fold.
-        dimension: C + D.
-        num_covariates: C; covariates have their own scale in every metric, so that "diagonal"
-            differs from "isotropic" by the other coordinates alone.
+    configurations: Configurations
+    filters: Filters
+    metrics: tuple[str, ...]
+
+    @property
+    def num_configurations(self) -> int:
+        """N."""
+        return len(self.configurations.kernel)
+
+    @property
+    def num_filters(self) -> int:
+        """F."""
+        return len(self.filters.level)
+
+    @property
+    def default_configuration(self) -> int:
+        """The place of the RBF kernel with the median width in the isotropic metric."""
+        kernel, metric, factor = self.configurations
+        return int(np.flatnonzero((kernel == 0) & (metric == 0) & (factor == 1.0))[0])
+
+    @property
+    def default_filters(self) -> list[int]:
+        """The places of Tikhonov with a level of .03, without and with the Gaussian."""
+        _, power, level = self.filters
+        return [int(f) for f in np.flatnonzero((power == 1) & np.isclose(level, DEFAULT_LEVEL))]
+
+
+def kernel_grid(num_train: int, sample: Sample) -> Grid:
+    """Return the candidates for training sets of a given size.
+
+    Covariates have their own scale in every metric, so that "diagonal" differs from "isotropic" by
+    the other coordinates alone.
     """
+    num_coordinates = sample.rows.shape[1]
     metrics = ["isotropic"]
-    if dimension - num_covariates > 1:
+    if sample.dimension > 1:
         metrics.append("diagonal")
-    if dimension > 1 and num_train >= SAMPLES_PER_DIMENSION * (dimension + 1):
+    if num_coordinates > 1 and num_train >= SAMPLES_PER_DIMENSION * (num_coordinates + 1):
         metrics.append("whitened")
-    axes = np.meshgrid(np.arange(len(KERNELS)), np.arange(len(metrics)), FACTORS, indexing="ij")
-    kernel, metric, factor = (axis.ravel() for axis in axes)
-    return Grid(kernel, metric, factor, tuple(metrics))
+    return Grid(
+        Configurations(*_product(np.arange(len(KERNELS)), np.arange(len(metrics)), FACTORS)),
+        Filters(*_product(np.arange(len(REFERENCES)), POWERS, LEVELS)),
+        tuple(metrics),
+    )
 
 
-def default_configuration(grid: Grid) -> int:
-    """Return the place of the RBF kernel with the median width in the isotropic metric."""
-    return int(np.flatnonzero((grid.kernel == 0) & (grid.metric == 0) & (grid.factor == 1.0))[0])
+def entries(table: Table, index: Any, dtype: jnp.dtype) -> Table:
+    """Return the entries of a table of NumPy columns at an index, which may be traced."""
+
+    def entry(column: np.ndarray) -> Array:
+        is_real = np.issubdtype(column.dtype, np.floating)
+        return jnp.asarray(column, dtype if is_real else None)[index]
+
+    return type(table)(*map(entry, table))
 
 
-def default_filters(filters: Filters) -> list[int]:
-    """Return the places of Tikhonov with a level of .03, without and with the Gaussian."""
-    chosen = (filters.power == 1) & np.isclose(filters.level, DEFAULT_LEVEL)
-    return [int(place) for place in np.flatnonzero(chosen)]
+def as_rows(table: Configurations | Filters, dtype: jnp.dtype) -> Float[Array, "rows 3"]:
+    """Return a table as one array, for reports."""
+    return jnp.asarray(np.stack(table, axis=1), dtype)
 
 
-def filter_grid() -> Filters:
-    """Return the filters of every configuration."""
-    axes = np.meshgrid(np.arange(len(REFERENCES)), POWERS, LEVELS, indexing="ij")
-    return Filters(*(axis.ravel() for axis in axes))
+def _product(*axes: Any) -> list[np.ndarray]:
+    """Return the columns of all combinations."""
+    return [axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")]

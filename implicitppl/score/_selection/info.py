@@ -1,9 +1,13 @@
 """What `select` chose and why: the evidence as arrays, and in words."""
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from implicitppl.score._fitted import FitInfo, base_info
+from implicitppl.score._sample import Sample
 from implicitppl.score._selection.grid import KERNELS, REFERENCES
 from implicitppl.score._selection.prepared import ATOMS
 
@@ -11,13 +15,16 @@ from implicitppl.score._selection.prepared import ATOMS
 MIN_SAMPLES = 20
 
 
-class SelectionInfo(eqx.Module):
+class SelectionInfo(FitInfo):
     """What `select` chose, and the evidence; R members, N configurations of F filters.
 
     Attributes:
         estimator: "select".
         solver: of the final fit: "full" (all samples span it), "landmarks" or "none".
         num_samples: M.
+        dtype: of the samples, and of the scores.
+        effective_size: 1 / sum w^2, M without weights.
+        finite: False where a sample or the result is not finite.
         num_judged: held-out points on which the candidates were compared.
         metrics: names that the integers of `metric` stand for.
         candidates: names of the E candidates that the user brought.
@@ -47,14 +54,8 @@ class SelectionInfo(eqx.Module):
             those of a difference to the best of it and two defaults. 0 with weights, covariates
             or `autocorrelated`, where the moments are not tested.
         num_errors: how many standard errors were added to a gain before it was believed.
-        explained: not defined for a stack; NaN.
-        effective_size: 1 / sum w^2, M without weights.
-        finite: False where a sample or the result is not finite.
     """
 
-    estimator: str = eqx.field(static=True)
-    solver: str = eqx.field(static=True)
-    num_samples: int = eqx.field(static=True)
     num_judged: int = eqx.field(static=True)
     metrics: tuple[str, ...] = eqx.field(static=True)
     candidates: tuple[str, ...] = eqx.field(static=True)
@@ -79,9 +80,6 @@ class SelectionInfo(eqx.Module):
     filters: Float[Array, "F 3"]
     num_errors: Float[Array, ""]
     not_gaussian: Float[Array, ""]
-    explained: Float[Array, ""]
-    effective_size: Float[Array, ""]
-    finite: Bool[Array, ""]
 
     def explain(self) -> str:
         """Return the choice in words; not inside `jit`, and for one problem at a time."""
@@ -151,41 +149,19 @@ class SelectionInfo(eqx.Module):
         )
 
 
-def no_selection(
-    num_samples: int, dtype: jnp.dtype, effective_size: Array, finite: Array
-) -> SelectionInfo:
-    """Return the info of a Gaussian that had no competitors."""
-    none, nan = jnp.zeros((0,), dtype), jnp.asarray(jnp.nan, dtype)
-    whole = none.astype(int)
-    return SelectionInfo(
-        estimator="select",
-        solver="none",
-        num_samples=num_samples,
-        num_judged=0,
-        metrics=(),
-        candidates=(),
-        weights=none,
-        candidate_weights=none,
-        candidate_gain=none,
-        candidate_error=none,
-        gaussian_weights=jnp.asarray([1.0, 0.0, 0.0, 0.0], dtype),
-        kernel=whole,
-        metric=whole,
-        lengthscale=none,
-        level=none,
-        power=none,
-        reference=whole,
-        gain=none,
-        error=none,
-        stacked_gain=jnp.zeros((), dtype),
-        gaussian_loss=nan,
-        all_gains=jnp.zeros((0, 0), dtype),
-        all_errors=jnp.zeros((0, 0), dtype),
-        grid=jnp.zeros((0, 3), dtype),
-        filters=jnp.zeros((0, 3), dtype),
-        num_errors=nan,
-        not_gaussian=jnp.zeros((), dtype),
-        explained=nan,
-        effective_size=effective_size,
-        finite=finite,
+def selection_info(sample: Sample, *fitted: Array, **details: Any) -> SelectionInfo:
+    """Return a `SelectionInfo`; without details that of a Gaussian that had no competitors."""
+    none, zero = jnp.zeros((0,), sample.dtype), jnp.zeros((), sample.dtype)
+    per_member = ("weights", "lengthscale", "level", "power", "gain", "error")
+    per_candidate = ("candidate_weights", "candidate_gain", "candidate_error")
+    defaults = (
+        {"solver": "none", "num_judged": 0, "metrics": (), "candidates": ()}
+        | dict.fromkeys(per_member + per_candidate, none)
+        | dict.fromkeys(("kernel", "metric", "reference"), none.astype(int))
+        | dict.fromkeys(("grid", "filters"), jnp.zeros((0, 3), sample.dtype))
+        | dict.fromkeys(("all_gains", "all_errors"), jnp.zeros((0, 0), sample.dtype))
+        | dict.fromkeys(("stacked_gain", "not_gaussian"), zero)
+        | dict.fromkeys(("gaussian_loss", "num_errors"), zero * jnp.nan)
+        | {"gaussian_weights": jnp.asarray([1.0, 0.0, 0.0, 0.0], sample.dtype)}
     )
+    return SelectionInfo(**(base_info("select", sample, *fitted) | defaults | details))

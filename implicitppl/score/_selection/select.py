@@ -9,7 +9,7 @@ is a quadratic programme with a few dozen unknowns.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -18,33 +18,31 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from implicitppl._core.checks import check_key, check_non_negative
-from implicitppl._core.mesh import on_one_device
-from implicitppl._core.moments import moments
-from implicitppl.score._checks import check_weighted, join_covariates, or_equal
-from implicitppl.score._fitted import FittedScore
-from implicitppl.score._gaussian import Gaussian
+from implicitppl._core.checks import check_non_negative
+from implicitppl.score._contract import Estimator
+from implicitppl.score._fitted import FittedScore, make_fitted
+from implicitppl.score._reference import gaussian_reference
+from implicitppl.score._sample import Sample
 from implicitppl.score._selection.brought import (
     candidate_predictions,
     check_candidates,
     fit_candidate,
 )
-from implicitppl.score._selection.choice import choose_stack
-from implicitppl.score._selection.folds import judged_rows, make_folds, random_order, standardise
-from implicitppl.score._selection.grid import filter_grid, kernel_grid
-from implicitppl.score._selection.held_out import held_out
-from implicitppl.score._selection.info import MIN_SAMPLES, SelectionInfo, no_selection
-from implicitppl.score._selection.normality import not_gaussian
-from implicitppl.score._selection.refit import bounded_parts, refit, with_bound
+from implicitppl.score._selection.choice import Choice, choose_stack
+from implicitppl.score._selection.folds import Problem, pose
+from implicitppl.score._selection.grid import (
+    Configurations,
+    Filters,
+    Grid,
+    as_rows,
+    entries,
+    kernel_grid,
+)
+from implicitppl.score._selection.held_out import HeldOut, held_out
+from implicitppl.score._selection.info import MIN_SAMPLES, SelectionInfo, selection_info
+from implicitppl.score._selection.refit import Members, landmark_rows, refit, stack_of
 from implicitppl.score._support import nearest_neighbour_support
 
-# Samples whose span the final fit searches.
-_FULL, _LANDMARKS = 625, 300
-# Samples on which candidates are compared; all samples enter the final fit.
-_JUDGED = 4000
-# Predictions kept for the quadratic programme, as numbers (200 MB in float32), and candidates of
-# each configuration that keep theirs.
-_PREDICTIONS, _BEST = 5e7, 3
 _LARGEST_CHARGE = 1e6
 
 
@@ -117,180 +115,167 @@ def select(
         >>> fitted.info.estimator, float(fitted(samples[:1])[0, 0] * samples[0, 0]) < 0
         ('select', True)
     """
-    samples, weights = check_weighted(samples, weights)
-    check_key(key)
-    candidates = check_candidates(candidates)
-    if isinstance(num_folds, bool) or num_folds < 2:
-        raise ValueError(f"`num_folds` must be at least 2; got {num_folds}.")
-    check_non_negative("num_errors", num_errors)
-    if samples.shape[0] < MIN_SAMPLES:
-        return _gaussian_only(samples, covariates, weights)
-    if 2 * num_folds > samples.shape[0]:
-        raise ValueError(
-            f"`num_folds` must leave at least 2 samples in each fold; got {num_folds} folds of "
-            f"{samples.shape[0]} samples."
-        )
-    joint, num_covariates = join_covariates(samples, covariates)
-    joint, weights = jax.lax.stop_gradient((joint, weights))
-    # An array, so that another value compiles nothing; bounded, because inf times 0 is NaN.
-    charge = jnp.minimum(jnp.asarray(num_errors, samples.dtype), _LARGEST_CHARGE)
-
-    # As an argument, so that a hyperparameter of a candidate may be traced.
-    arrays, static = eqx.partition(candidates, eqx.is_array)
-
-    # One problem after the other under `vmap`: batched, the held-out predictions of all problems
-    # would be in memory at once, and a batched eigh inside a loop can hang on the CPU.
-    @jax.custom_batching.sequential_vmap
-    def solve(
-        samples: Array, weights: Array | None, key: Array, charge: Array, arrays: Any
-    ) -> FittedScore:
-        given = eqx.combine(arrays, static)
-        return _select(
-            samples, weights, key, charge, given, num_folds, autocorrelated, num_covariates
-        )
-
-    return on_one_device(solve, joint, weights, key, charge, arrays)
+    selection = Selection(
+        candidates=candidates,
+        num_folds=num_folds,
+        num_errors=num_errors,
+        autocorrelated=autocorrelated,
+    )
+    return selection.fit(samples, covariates=covariates, weights=weights, key=key)
 
 
-@eqx.filter_jit
-def _select(
-    samples: Array,
-    weights: Array | None,
-    key: Array,
+class Selection(Estimator):
+    """`select` as an estimator: its options now, samples and key when it is fitted.
+
+    Args:
+        candidates: estimators of your own that are judged and stacked with the grid.
+        num_folds: K.
+        num_errors: standard errors that each candidate is charged.
+        autocorrelated: True for draws of a Markov chain in their order.
+
+    Raises:
+        ValueError: for options as in `select`; in `fit` without a `key`, which decides the folds.
+
+    Costs, limits and the reference are those of `select`.
+
+    Example:
+        >>> import jax
+        >>> from implicitppl.score import Selection
+        >>> samples = jax.random.normal(jax.random.key(0), (60, 1))
+        >>> Selection(num_folds=3).fit(samples, key=jax.random.key(1)).info.num_judged
+        60
+    """
+
+    gathers: ClassVar[bool] = True
+    candidates: tuple[Any, ...]
+    num_folds: int = eqx.field(static=True)
+    num_errors: Any
+    autocorrelated: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        *,
+        candidates: Sequence[Any] = (),
+        num_folds: int = 5,
+        num_errors: float | int = 2.5,
+        autocorrelated: bool = False,
+    ):
+        self.candidates = check_candidates(candidates)
+        if isinstance(num_folds, bool) or num_folds < 2:
+            raise ValueError(f"`num_folds` must be at least 2; got {num_folds}.")
+        check_non_negative("num_errors", num_errors)
+        self.num_folds = num_folds
+        # An array, so that another value compiles nothing.
+        traced = isinstance(num_errors, jax.Array)
+        self.num_errors = num_errors if traced else np.asarray(num_errors, float)
+        self.autocorrelated = autocorrelated
+
+    def from_sample(self, sample: Sample, key: Array | None) -> FittedScore:
+        if key is None:
+            raise ValueError("`key` must be one random key, such as jax.random.key(0); got None.")
+        if sample.size < MIN_SAMPLES:
+            return _gaussian_alone(sample)
+        if 2 * self.num_folds > sample.size:
+            raise ValueError(
+                f"`num_folds` must leave at least 2 samples in each fold; got {self.num_folds} "
+                f"folds of {sample.size} samples."
+            )
+        # As an argument, so that a hyperparameter of a candidate may be traced.
+        arrays, static = eqx.partition((self, sample), eqx.is_array)
+
+        # One problem after the other under `vmap`: batched, the held-out predictions of all
+        # problems would be in memory at once, and a batched eigh inside a loop can hang on the CPU.
+        @jax.custom_batching.sequential_vmap
+        def solve(arrays: Any, key: Array) -> FittedScore:
+            selection, sample = eqx.combine(arrays, static)
+            return _solve(selection, sample, key)
+
+        return solve(arrays, key)
+
+
+def _solve(selection: Selection, sample: Sample, key: Array) -> FittedScore:
+    """Judge all candidates in folds, choose the stack, and fit it on all samples."""
+    # Bounded, because inf times 0 is NaN.
+    charge = jnp.minimum(jnp.asarray(selection.num_errors, sample.dtype), _LARGEST_CHARGE)
+    candidates, candidate_key = selection.candidates, jax.random.fold_in(key, 1)
+    problem = pose(sample, key, selection.num_folds, selection.autocorrelated)
+    grid = kernel_grid(problem.folds.train.shape[1], sample)
+    brought = candidate_predictions(candidates, problem, candidate_key)
+    found = held_out(problem, grid, brought, charge)
+    choice = choose_stack(found, charge, sample.effective_size)
+    configurations, filters = _members_of(choice, found, grid, sample.dtype)
+    members = refit(problem, grid.metrics, configurations, filters)
+    keys = jax.random.split(candidate_key, len(candidates))
+    fitted = tuple(fit_candidate(c, sample, k) for c, k in zip(candidates, keys, strict=True))
+    references = jnp.sum(choice.shares * filters.reference.astype(sample.dtype))
+    shares = choice.gaussian_shares.at[0].add(references)
+    gaussian, stack = stack_of(members, choice, shares, fitted, problem)
+    info = _info(selection, problem, grid, found, choice, members, charge)
+    support = nearest_neighbour_support(sample, problem.order)
+    return make_fitted(sample, info, gaussian, stack, support=support)
+
+
+def _members_of(
+    choice: Choice, found: HeldOut, grid: Grid, dtype: jnp.dtype
+) -> tuple[Configurations, Filters]:
+    """Return the members of the stack as entries of the grid, columns of length R."""
+    configuration, place = _places(choice, found)
+    return entries(grid.configurations, configuration, dtype), entries(grid.filters, place, dtype)
+
+
+def _places(choice: Choice, found: HeldOut) -> tuple[Array, Array]:
+    """Return the configuration and the filter of every member, as integers."""
+    return choice.picked // found.best.shape[1], found.best.reshape(-1)[choice.picked]
+
+
+def _info(
+    selection: Selection,
+    problem: Problem,
+    grid: Grid,
+    found: HeldOut,
+    choice: Choice,
+    members: Members,
     num_errors: Float[Array, ""],
-    candidates: tuple[Any, ...],
-    num_folds: int,
-    autocorrelated: bool,
-    num_covariates: int,
-) -> FittedScore:
-    size, dimension = samples.shape
-    uniform = or_equal(weights, samples)
-    problem = standardise(samples, weights, num_covariates)
-    order = random_order(key, size, weights)
-    folds = make_folds(min(size, _JUDGED), num_folds, autocorrelated)
-    rows = judged_rows(key, order, weights, min(size, _JUDGED), autocorrelated)
-    w = None if weights is None else weights[rows] / jnp.sum(weights[rows])
-    grid, filters = kernel_grid(folds.train.shape[1], dimension, num_covariates), filter_grid()
-    room = int(_PREDICTIONS / (len(grid.kernel) * folds.judge.size * dimension))
-    num_best = max(1, min(_BEST, room))
-    # The moments of correlated or weighted draws of a Gaussian have other variances, and those of
-    # a regression are not those of its residuals.
-    doubt = jnp.zeros((), samples.dtype)
-    if weights is None and not autocorrelated and num_covariates == 0:
-        doubt = not_gaussian(problem.y)
-    outside_key = jax.random.fold_in(key, 1)
-    outside = (
-        jnp.zeros((0, folds.judge.size, dimension), samples.dtype),
-        jnp.zeros((0, folds.judge.size), samples.dtype),
-    )
-    if candidates:
-        # What is not judged trains, except between the draws of a chain, which depend on them.
-        rest = order[:0] if autocorrelated else order[rows.shape[0] :]
-        outside = candidate_predictions(
-            candidates,
-            samples,
-            weights,
-            rows,
-            rest,
-            folds,
-            problem.frame,
-            outside_key,
-            num_covariates,
-        )
-    found = held_out(
-        problem.y[rows],
-        problem.unit,
-        w,
-        folds,
-        grid,
-        filters,
-        num_errors,
-        num_best,
-        num_covariates,
-        outside,
-        doubt,
-    )
-    choice = choose_stack(found, num_errors, problem.moments.size)
-    config, which = choice.picked // num_best, found.best.reshape(-1)[choice.picked]
-    kernel, metric = jnp.asarray(grid.kernel)[config], jnp.asarray(grid.metric)[config]
-    factor = jnp.asarray(grid.factor, samples.dtype)[config]
-    level = jnp.asarray(filters.level, samples.dtype)[which]
-    power = jnp.asarray(filters.power, samples.dtype)[which]
-    reference = jnp.asarray(filters.reference)[which]
-    landmarks = None if size <= _FULL else order[:_LANDMARKS]
-    members, mean, precisions, lengthscale = refit(
-        problem, landmarks, grid.metrics, kernel, metric, factor, level, power, reference
-    )
-    shares = choice.gaussian_shares.at[0].add(
-        jnp.sum(choice.shares * reference.astype(samples.dtype))
-    )
-    others = tuple(
-        fit_candidate(candidate, samples, weights, candidate_key, num_covariates)
-        for candidate, candidate_key in zip(
-            candidates, jax.random.split(outside_key, len(candidates)), strict=True
-        )
-    )
-    gaussian, stack = bounded_parts(
-        members, choice.shares, mean, precisions, shares, others, choice.outside_shares, problem
-    )
-    stack = with_bound(stack, samples[rows], uniform[rows] > 0)
-    gain, error = found.gain[config, which], found.error[config, which]
-    finite = [jnp.all(jnp.isfinite(a)) for a in (samples, members.coefficients, choice.shares)]
-    info = SelectionInfo(
-        estimator="select",
-        solver="full" if landmarks is None else "landmarks",
-        num_samples=size,
-        num_judged=folds.judge.size,
+) -> SelectionInfo:
+    """Return what was chosen, with the evidence."""
+    sample, dtype = problem.sample, problem.sample.dtype
+    configurations, filters = _members_of(choice, found, grid, dtype)
+    places = _places(choice, found)
+    return selection_info(
+        sample,
+        members.expansions.coefficients,
+        choice.shares,
+        solver="full" if landmark_rows(problem) is None else "landmarks",
+        num_judged=problem.folds.judge.size,
         metrics=grid.metrics,
-        candidates=tuple(type(candidate).__name__ for candidate in candidates),
+        candidates=tuple(type(candidate).__name__ for candidate in selection.candidates),
         weights=choice.shares,
-        candidate_weights=choice.outside_shares,
-        candidate_gain=found.outside_gain,
-        candidate_error=found.outside_error,
+        candidate_weights=choice.brought_shares,
+        candidate_gain=found.brought_gain,
+        candidate_error=found.brought_error,
         gaussian_weights=choice.gaussian_shares,
-        kernel=kernel,
-        metric=metric,
-        lengthscale=lengthscale,
-        level=level,
-        power=power,
-        reference=reference,
-        gain=gain,
-        error=error,
+        kernel=configurations.kernel,
+        metric=configurations.metric,
+        lengthscale=members.lengthscales,
+        level=filters.level,
+        power=filters.power,
+        reference=filters.reference,
+        gain=found.gain[places],
+        error=found.error[places],
         stacked_gain=choice.gain,
         gaussian_loss=found.gaussian_loss,
         all_gains=found.gain,
         all_errors=found.error,
-        grid=_table(samples.dtype, grid.kernel, grid.metric, grid.factor),
-        filters=_table(samples.dtype, filters.reference, filters.power, filters.level),
+        grid=as_rows(grid.configurations, dtype),
+        filters=as_rows(grid.filters, dtype),
         num_errors=num_errors,
-        not_gaussian=doubt,
-        explained=jnp.asarray(jnp.nan, samples.dtype),
-        effective_size=problem.moments.size,
-        finite=finite[0] & finite[1] & finite[2],
-    )
-    support = nearest_neighbour_support(samples, uniform, problem.moments, order)
-    return FittedScore(
-        info, stack, gaussian, dimension - num_covariates, support, num_covariates=num_covariates
+        not_gaussian=problem.doubt,
     )
 
 
-def _gaussian_only(
-    samples: Array, covariates: ArrayLike | None, weights: Array | None
-) -> FittedScore:
+def _gaussian_alone(sample: Sample) -> FittedScore:
     """Return the Gaussian in the form of a selection, where there is nothing to hold out."""
-    fitted = Gaussian().fit(samples, covariates=covariates, weights=weights)
-    dimension = samples.shape[1]
-    samples, num_covariates = join_covariates(samples, covariates)
-    size, dtype = samples.shape[0], samples.dtype
-    uniform = or_equal(weights, samples)
-    info = no_selection(size, dtype, fitted.info.effective_size, fitted.info.finite)
-    support = nearest_neighbour_support(
-        samples, uniform, moments(samples, uniform), jnp.arange(size)
-    )
-    return FittedScore(
-        info, None, fitted.reference, dimension, support, num_covariates=num_covariates
-    )
-
-
-def _table(dtype: jnp.dtype, *columns: np.ndarray) -> Float[Array, "rows columns"]:
-    return jnp.asarray(np.stack(columns, axis=1), dtype)
+    gaussian = gaussian_reference(sample)
+    support = nearest_neighbour_support(sample, jnp.arange(sample.size))
+    info = selection_info(sample, gaussian.precision)
+    return make_fitted(sample, info, gaussian, support=support)

@@ -11,26 +11,26 @@ samples that were judged, leaves these as they are, and far away s_G rules.
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from implicitppl.score._field import Field
 from implicitppl.score._fitted import FittedScore
 from implicitppl.score._reference import GaussianReference
 from implicitppl.score._spectral.expansion import Expansion
 
 
-class Stack(eqx.Module):
+class Stack(Field):
     """The bounded residual r; the leaves of `members` have a leading axis R.
 
     Attributes:
         members: kernel expansions.
         weights: their shares.
-        others: fitted candidates from outside the grid.
+        others: fitted candidates that the user brought.
         other_weights: their shares.
         rest: Gaussian part of r: all Gaussian shares minus s_G.
-        unit: standard deviations, in which |r| is measured.
+        scale: standard deviations, in which |r| is measured.
         bound: R.
     """
 
@@ -39,7 +39,7 @@ class Stack(eqx.Module):
     others: tuple[FittedScore, ...]
     other_weights: Float[Array, " E"]
     rest: GaussianReference
-    unit: Float[Array, " D"]
+    scale: Float[Array, " D"]
     bound: Float[Array, ""]
 
     def residual(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
@@ -55,14 +55,14 @@ class Stack(eqx.Module):
     def divergence(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
         """Return the divergence of the bounded residual for every row.
 
-        Outside the bound the field is R r / n, n = |r|_unit, with divergence
+        Outside the bound the field is R r / n, n = |r|, with divergence
         R (div r - r.grad n / n) / n, and r.grad n is the derivative of n along r: one jvp.
         """
         divergence = self._add_members(self.rest.divergence(x), lambda part: part.divergence(x))
         r = self.residual(x)
         inside, norm = self._inside(r)
         _, along = jax.jvp(self.residual, (x,), (r,))
-        slope = jnp.sum(r * along * jnp.square(self.unit)[None, :], axis=1) / norm
+        slope = jnp.sum(r * along * jnp.square(self.scale)[None, :], axis=1) / norm
         return jnp.where(inside, divergence, self.bound * (divergence - slope / norm) / norm)
 
     def _add_members(self, start: Array, evaluate: Callable[[Any], Array]) -> Array:
@@ -79,11 +79,11 @@ class Stack(eqx.Module):
             (self.weights, self.members),
         )
         for index, other in enumerate(self.others):
-            total = add(total, self.other_weights[index], other._parts())
+            total = add(total, self.other_weights[index], list(other.parts))
         return total
 
     def _inside(self, r: Float[Array, "N D"]) -> tuple[Bool[Array, " N"], Float[Array, " N"]]:
         """Return where |r| <= R, and |r|, 1 where it is 0 so that it can be divided by."""
-        squared = jnp.sum(jnp.square(r * self.unit[None, :]), axis=1)
+        squared = jnp.sum(jnp.square(r * self.scale[None, :]), axis=1)
         norm = jnp.sqrt(jnp.where(squared > 0, squared, 1))
         return (squared == 0) | (norm <= self.bound), norm

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float
 
 from implicitppl.kernels import Kernel
 from implicitppl.linalg._eigen import top_eigenpairs
+from implicitppl.score._sample import Sample
 
 # K_YY is inverted above this many eps of its largest eigenvalue: 1e-6 in float32. Its eigenvalues
 # carry an error of 1.5 to 5 eps (see `linalg`); the textbook floor m eps throws away signal.
@@ -49,34 +50,22 @@ class Basis(NamedTuple):
     trace: Float[Array, ""]
 
 
-def full_basis(
-    kernel: Kernel,
-    samples: Float[Array, "M D"],
-    weights: Float[Array, " M"] | None,
-    num: int | None = None,
-) -> Basis:
+def full_basis(kernel: Kernel, sample: Sample, num: int | None = None) -> Basis:
     """Return the eigenfunctions on all samples; `num` of them, or all. O(M^3), or O(M^2 num)."""
-    size = samples.shape[0]
-    gram = kernel.gram(samples)
-    root = None if weights is None else jnp.sqrt(size * weights)[:, None]
-    if root is not None:
+    gram = kernel.gram(sample.rows)
+    root = jnp.sqrt(sample.size * sample.weights)[:, None]
+    if sample.is_weighted:
         gram = root * gram * root.T
     pairs = top_eigenpairs(gram, num)
-    inverse = jnp.where(pairs.kept, jnp.sqrt(size) / jnp.where(pairs.kept, pairs.values, 1), 0)
-    transform = pairs.vectors * inverse[None, :]
-    if root is not None:
+    scale = jnp.sqrt(sample.size) / jnp.where(pairs.kept, pairs.values, 1)
+    transform = pairs.vectors * jnp.where(pairs.kept, scale, 0)[None, :]
+    if sample.is_weighted:
         transform = root * transform
-    return Basis(samples, transform, pairs.values, pairs.kept, pairs.trace)
+    return Basis(sample.rows, transform, pairs.values, pairs.kept, pairs.trace)
 
 
-def landmark_basis(
-    kernel: Kernel,
-    samples: Float[Array, "M D"],
-    weights: Float[Array, " M"],
-    landmarks: Float[Array, "m D"],
-) -> Basis:
+def landmark_basis(kernel: Kernel, sample: Sample, landmarks: Float[Array, "m D"]) -> Basis:
     """Return the eigenfunctions in the span of k(., landmarks). O(M m^2 + m^3)."""
-    size = samples.shape[0]
     whitener = _inverse_root(kernel.gram(landmarks))
 
     def add(total: Array, block: tuple[Array, ...]) -> tuple[Array, None]:
@@ -86,21 +75,19 @@ def landmark_basis(
         return total + jnp.matmul(features.T, weighted, precision="highest"), None
 
     count = landmarks.shape[0]
-    moment = _over_blocks(
-        add, jnp.zeros((count, count), samples.dtype), samples, weights, None, count
-    )
+    start = jnp.zeros((count, count), sample.dtype)
+    moment = _over_blocks(add, start, (sample.rows, sample.weights), count)
     pairs = top_eigenpairs(0.5 * (moment + moment.T))
     inverse = jnp.where(pairs.kept, 1 / jnp.sqrt(jnp.where(pairs.kept, pairs.values, 1)), 0)
     transform = jnp.matmul(whitener, pairs.vectors, precision="highest")
     transform = transform * inverse[None, :]
-    trace = size * (weights @ kernel.diag(samples))
-    return Basis(landmarks, transform, size * pairs.values, pairs.kept, trace)
+    trace = sample.size * (sample.weights @ kernel.diag(sample.rows))
+    return Basis(landmarks, transform, sample.size * pairs.values, pairs.kept, trace)
 
 
 def stein_targets(
     kernel: Kernel,
-    samples: Float[Array, "M D"],
-    weights: Float[Array, " M"],
+    sample: Sample,
     centres: Float[Array, "m D"],
     reference_scores: Float[Array, "M D"] | None,
 ) -> Float[Array, "m D"]:
@@ -114,9 +101,10 @@ def stein_targets(
             total = total - jnp.matmul(kernel.gram(centres, x), weighted, precision="highest")
         return total, None
 
-    return _over_blocks(
-        add, jnp.zeros_like(centres), samples, weights, reference_scores, centres.shape[0]
-    )
+    arrays: tuple[Array, ...] = (sample.rows, sample.weights)
+    if reference_scores is not None:
+        arrays = (*arrays, reference_scores)
+    return _over_blocks(add, jnp.zeros_like(centres), arrays, centres.shape[0])
 
 
 def _inverse_root(gram: Float[Array, "m m"]) -> Float[Array, "m m"]:
@@ -129,15 +117,15 @@ def _inverse_root(gram: Float[Array, "m m"]) -> Float[Array, "m m"]:
 def _over_blocks(
     add: Callable[[Array, tuple[Array, ...]], tuple[Array, None]],
     start: Array,
-    samples: Array,
-    weights: Array,
-    scores: Array | None,
+    arrays: tuple[Array, ...],
     count: int,
 ) -> Array:
-    """Return the fold of `add` over blocks of samples; the last block is padded by weight 0."""
-    size = samples.shape[0]
+    """Return the fold of `add` over blocks of (rows, weights, ...); the last is padded by weight 0.
+
+    A block has at most `_BLOCK` kernel values, with `count` centres.
+    """
+    size = arrays[0].shape[0]
     block = max(1, min(size, _BLOCK // max(count, 1)))
-    arrays = (samples, weights) if scores is None else (samples, weights, scores)
     if block == size:
         return add(start, arrays)[0]
     num = -(-size // block)

@@ -22,6 +22,9 @@ from jaxtyping import Array, Float
 from implicitppl._core.checks import check_positive
 from implicitppl._core.frames import Frame
 from implicitppl.kernels import Kernel
+from implicitppl.linalg._cg import conjugate_gradients
+from implicitppl.score._field import Field
+from implicitppl.score._sample import Sample
 from implicitppl.score._spectral.filters import RelativeRidge
 
 # Kernel values that are kept between steps; beyond, blocks of as many are computed anew.
@@ -35,27 +38,27 @@ class ConjugateGradients(RelativeRidge):
     Args:
         level: regularisation as a share of the largest eigenvalue.
         tolerance: relative residual at which the iteration stops.
-        max_steps: and its largest number of steps.
+        max_iterations: and the largest number of its steps.
 
     Raises:
         ValueError: for a value that is not positive.
 
     Example:
         >>> from implicitppl.score._spectral.conjugate_gradients import ConjugateGradients
-        >>> ConjugateGradients(0.1).max_steps
+        >>> ConjugateGradients(0.1).max_iterations
         200
     """
 
     tolerance: float = eqx.field(static=True, default=1e-6)
-    max_steps: int = eqx.field(static=True, default=200)
+    max_iterations: int = eqx.field(static=True, default=200)
 
     def __check_init__(self) -> None:
         check_positive("level", self.level)
         check_positive("tolerance", self.tolerance)
-        check_positive("max_steps", self.max_steps)
+        check_positive("max_iterations", self.max_iterations)
 
 
-class TikhonovExpansion(eqx.Module):
+class TikhonovExpansion(Field):
     """s_z = k(z, Z) C - zeta(z) / lam, in the metric's coordinates."""
 
     kernel: Kernel
@@ -73,14 +76,8 @@ class TikhonovExpansion(eqx.Module):
         values = jnp.matmul(gram, self.coefficients, precision="highest") - zeta / self.ridge
         return self.coordinates.score_back(values)
 
-    def divergence(self, x: Float[Array, "N D"]) -> Float[Array, " N"]:
-        """Return its divergence for every row: one directional derivative for each coordinate."""
-
-        def one(row: Float[Array, " D"]) -> Float[Array, ""]:
-            return jnp.trace(jax.jacfwd(lambda point: self.score(point[None, :])[0])(row))
-
-        block = max(1, _BLOCK // (self.centres.shape[0] * x.shape[1]))
-        return jax.lax.map(one, x, batch_size=block)
+    def jacobians_at_once(self, num_coordinates: int) -> int:
+        return max(1, _BLOCK // (self.centres.shape[0] * num_coordinates))
 
 
 class Solution(NamedTuple):
@@ -94,21 +91,20 @@ class Solution(NamedTuple):
 def solve(
     method: ConjugateGradients,
     kernel: Kernel,
-    z: Float[Array, "M D"],
-    weights: Float[Array, " M"],
+    sample: Sample,
     reference_scores: Float[Array, "M D"] | None,
 ) -> Solution:
     """Return the coefficients of `TikhonovExpansion`.
 
     Args:
         method: level and stopping rule.
-        kernel: on z.
-        z: samples in the metric's coordinates.
-        weights: of the samples, sum to one.
+        kernel: on the rows of the sample.
+        sample: in the metric's coordinates.
         reference_scores: s0 at the samples in these coordinates, or None.
 
     Cost O(M^2 D) for each step.
     """
+    z, weights = sample.rows, sample.weights
     return solve_tikhonov(
         gram_product(kernel, z),
         in_blocks(lambda rows: kernel.mean_gradient(rows, z, weights), z),
@@ -116,7 +112,7 @@ def solve(
         reference_scores,
         method.level,
         method.tolerance,
-        method.max_steps,
+        method.max_iterations,
     )
 
 
@@ -137,13 +133,13 @@ def solve_tikhonov(
     reference_scores: Float[Array, "M D"] | None,
     level: ArrayLike,
     tolerance: float,
-    max_steps: int,
+    max_iterations: int,
 ) -> Solution:
     """Solve the system of the module's first lines; `times` is V -> K V for any kind of kernel."""
-    known = jnp.zeros_like(zeta)
+    weighted_scores = jnp.zeros_like(zeta)
     if reference_scores is not None:
-        known = weights[:, None] * reference_scores
-        zeta = zeta + times(known)
+        weighted_scores = weights[:, None] * reference_scores
+        zeta = zeta + times(weighted_scores)
     root = jnp.sqrt(weights)[:, None]
     target = -root * zeta
 
@@ -152,13 +148,21 @@ def solve_tikhonov(
 
     lam = jnp.asarray(level, zeta.dtype) * _largest_eigenvalue(operator, target)
     lam = jnp.where(lam > 0, lam, 1)
-    solution, _ = jax.scipy.sparse.linalg.cg(
-        lambda u: operator(u) + lam * u, target, tol=tolerance, maxiter=max_steps
-    )
-    residual = operator(solution) + lam * solution - target
+
+    def system(u: Array) -> Array:
+        return operator(u) + lam * u
+
+    # One system of M D unknowns: a curl-free kernel couples the coordinates.
+    column = conjugate_gradients(
+        lambda v: system(v.reshape(target.shape)).reshape(-1, 1),
+        target.reshape(-1, 1),
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+    ).x
+    u = column.reshape(target.shape)
     size = jnp.maximum(jnp.linalg.norm(target), 1e-30)
-    coefficients = -(known + root * solution) / lam
-    return Solution(coefficients, lam, jnp.linalg.norm(residual) / size)
+    residual = jnp.linalg.norm(system(u) - target) / size
+    return Solution(-(weighted_scores + root * u) / lam, lam, residual)
 
 
 def in_blocks(evaluate: Callable[[Array], Array], z: Float[Array, "M D"]) -> Array:

@@ -2,7 +2,7 @@
 
     s(x) = s0(x) + k(x, Y) C,    C from `spectral_fit`, Y the samples or landmarks.
 
-The named estimators of `_ssge` and `_family` are this one with their filter.
+The named estimators of `family` are this one with their filter.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from implicitppl._core.checks import check_positive
-from implicitppl._core.frames import Frame, check_metric, metric_frame
-from implicitppl._core.moments import Moments, moments
+from implicitppl._core.frames import Frame, check_metric
 from implicitppl.kernels import RBF, Kernel
 from implicitppl.kernels._distances import median_lengthscale
-from implicitppl.score._checks import check_weighted, join_covariates, or_equal
-from implicitppl.score._fitted import FittedScore, fit_info
+from implicitppl.score._contract import Estimator
+from implicitppl.score._fitted import FittedScore, make_fitted, reported_lengthscale, score_info
 from implicitppl.score._reference import (
     ReferenceLike,
     StaticFunction,
@@ -29,6 +28,7 @@ from implicitppl.score._reference import (
     fit_reference,
     reference_name,
 )
+from implicitppl.score._sample import Sample
 from implicitppl.score._spectral.conjugate_gradients import (
     ConjugateGradients,
     TikhonovExpansion,
@@ -44,11 +44,11 @@ ALL_SAMPLES, DEFAULT_LANDMARKS = 5000, 300
 KernelFamily = Callable[[Float[Array, ""]], Kernel]
 
 
-class KernelEstimator(eqx.Module):
+class KernelEstimator(Estimator):
     """A score estimator from a kernel and a spectral filter: the seam for further filters.
 
     Args:
-        filter: multiplier of each eigenfunction, see `implicitppl.linalg`.
+        filter: multiplier of each eigenfunction, see `SpectralFilter`.
         kernel: a family such as `RBF`, called with the lengthscale, or a ready kernel, which is
             used as it is, in data units.
         lengthscale: in data units, a scalar or one for each coordinate (covariates first, where
@@ -70,10 +70,16 @@ class KernelEstimator(eqx.Module):
         ValueError: for a value outside its range, an unknown metric or reference, or a lengthscale
             or ready kernel together with a metric that would change its unit.
 
+    The `key` of `fit` draws the landmarks without replacement; without one they are evenly spaced
+    rows, so shuffle sorted samples first. With covariates the kernel is one of (c, x), in standard
+    deviations of each covariate where its lengthscale is automatic.
+
+    Cost of `fit` O(M^2 D + M^3), the second term replaced by O(M^2 J) where subspace iteration
+    takes over; O(M m (m + D) + m^3) and no array of size M x M with landmarks.
+
     Example:
         >>> import jax
-        >>> from implicitppl.score import Ridge
-        >>> from implicitppl.score import KernelEstimator
+        >>> from implicitppl.score import KernelEstimator, Ridge
         >>> estimator = KernelEstimator(Ridge(0.1))
         >>> estimator.fit(jax.random.normal(jax.random.key(0), (20, 2))).info.metric
         'isotropic'
@@ -115,123 +121,88 @@ class KernelEstimator(eqx.Module):
         self.max_eigenfunctions = max_eigenfunctions
         self.num_landmarks = num_landmarks
 
-    def fit(
-        self,
-        samples: ArrayLike,
-        *,
-        covariates: ArrayLike | None = None,
-        weights: ArrayLike | None = None,
-        key: Array | None = None,
-    ) -> FittedScore:
-        """Return the score estimated from samples.
-
-        Args:
-            samples: (M, D), M >= 2, finite, each row a draw from q.
-            covariates: (M, C), for the conditional score grad_x log q(x | c), which is then
-                called as `fitted(x, covariates)`. They need no density: Stein's identity in x
-                holds for fixed designs and for categories (as indicator columns) too. The kernel
-                is one of (c, x), in standard deviations of each covariate where its lengthscale
-                is automatic.
-            weights: (M,) non-negative importance weights; None for equal ones.
-            key: draws the landmarks without replacement; None for evenly spaced rows, so shuffle
-                sorted samples first. Not used without landmarks.
-
-        Returns:
-            A `FittedScore`; its `info` tells what was chosen.
-
-        Raises:
-            ValueError: for a wrong rank, fewer than two samples, or values that are not finite.
-                Inside `jit` values are unknown: `info.finite` is False instead.
-
-        Cost O(M^2 D + M^3), the second term replaced by O(M^2 J) where subspace iteration takes
-        over; O(M m (m + D) + m^3) and no array of size M x M with landmarks. Frame that are
-        constant in the samples get the score 0, as does every coordinate when all samples
-        coincide.
-        """
-        samples, weights = check_weighted(samples, weights)
-        joint, num_covariates = join_covariates(samples, covariates)
-        rows = _landmark_rows(self.num_landmarks, samples.shape[0], key)
-        return _fit(self, joint, weights, rows, num_covariates)
-
-
-@eqx.filter_jit
-def _fit(
-    estimator: KernelEstimator,
-    samples: Array,
-    weights: Array | None,
-    landmarks: Array | None,
-    num_covariates: int,
-) -> FittedScore:
-    """Fit with everything under stop-gradient: derivatives go through the query only."""
-    estimator, samples, weights = _stop_gradient((estimator, samples, weights))
-    size, dimension = samples.shape
-    m = moments(samples, or_equal(weights, samples))
-    where = _coordinates(estimator, m, num_covariates)
-    z = where.to(samples)
-    kernel, lengthscale = _kernel(estimator, z, where)
-    kernel = jax.tree.map(lambda leaf: jnp.asarray(leaf, z.dtype), kernel)
-    reference = fit_reference(estimator.reference, m, num_covariates)
-    scores = None if reference is None else where.score_to(reference.score(samples))
-    expansion: Expansion | TikhonovExpansion
-    if isinstance(estimator.filter, ConjugateGradients):
-        expansion, found = _by_conjugate_gradients(
-            estimator.filter, kernel, where, z, or_equal(weights, z), scores
+    def from_sample(self, sample: Sample, key: Array | None) -> FittedScore:
+        frame = self._frame(sample)
+        standard = sample.seen_in(frame)
+        kernel, lengthscale = self._kernel(standard.rows, frame)
+        reference = fit_reference(self.reference, sample)
+        scores = None if reference is None else frame.score_to(reference.score(sample.rows))
+        expansion: Expansion | TikhonovExpansion
+        if isinstance(self.filter, ConjugateGradients):
+            expansion, details = _by_conjugate_gradients(
+                self.filter, kernel, frame, standard, scores
+            )
+        else:
+            landmarks = _landmarks(self.num_landmarks, standard.rows, key)
+            expansion, details = _by_eigenfunctions(
+                self, kernel, frame, standard, scores, landmarks
+            )
+        info = score_info(
+            type(self).__name__,
+            sample,
+            expansion.coefficients,
+            metric=self.metric,
+            reference=reference_name(self.reference),
+            lengthscale=lengthscale,
+            **details,
         )
-    else:
-        expansion, found = _by_eigenfunctions(
-            estimator, kernel, where, z, weights, scores, landmarks
-        )
-    info = fit_info(
-        type(estimator).__name__,
-        size,
-        m.size,
-        jnp.all(jnp.isfinite(samples)) & jnp.all(jnp.isfinite(expansion.coefficients)),
-        metric=estimator.metric,
-        reference=reference_name(estimator.reference),
-        lengthscale=lengthscale,
-        **found,
-    )
-    return FittedScore(
-        info, expansion, reference, dimension - num_covariates, num_covariates=num_covariates
-    )
+        return make_fitted(sample, info, reference, expansion)
+
+    def _frame(self, sample: Sample) -> Frame:
+        """Return the coordinates of the metric; for a kernel in data units, centred data units."""
+        if self.lengthscale is None and not isinstance(self.kernel, Kernel):
+            return sample.frame(self.metric)
+        one = jnp.ones((), sample.dtype)
+        return Frame(sample.moments.mean, one, num_covariates=sample.num_covariates)
+
+    def _kernel(self, z: Float[Array, "M R"], frame: Frame) -> tuple[Kernel, Array]:
+        """Return the kernel on z, its fields in the dtype of z, and the lengthscale to report."""
+        if isinstance(self.kernel, Kernel):
+            kernel, reported = self.kernel, jnp.asarray(jnp.nan, z.dtype)
+        elif self.lengthscale is not None:
+            reported = jnp.asarray(self.lengthscale, z.dtype)
+            kernel = self.kernel(reported)
+        else:
+            lengthscale = median_lengthscale(z) * jnp.asarray(self.lengthscale_factor, z.dtype)
+            kernel = self.kernel(lengthscale)
+            reported = reported_lengthscale(lengthscale, self.metric, frame)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, z.dtype), kernel), reported
 
 
 def _by_eigenfunctions(
     estimator: KernelEstimator,
     kernel: Kernel,
-    where: Frame,
-    z: Array,
-    weights: Array | None,
+    frame: Frame,
+    sample: Sample,
     scores: Array | None,
     landmarks: Array | None,
 ) -> tuple[Expansion, dict[str, Any]]:
     """Return the kernel part, and what the info says of it."""
-    centres = None if landmarks is None else z[landmarks]
     most = estimator.max_eigenfunctions
-    result = spectral_fit(kernel, estimator.filter, z, weights, scores, most, centres)
-    return Expansion(kernel, where, result.centres, result.coefficients), {
-        "solver": solver_name(z.shape[0], centres, estimator.filter, most),
+    result = spectral_fit(kernel, estimator.filter, sample, scores, most, landmarks)
+    return Expansion(kernel, frame, result.centres, result.coefficients), {
+        "solver": solver_name(sample.size, landmarks, estimator.filter, most),
         "num_eigenfunctions": result.num_eigenfunctions,
         "explained": result.explained,
-        "ridge": jnp.asarray(_ridge(estimator.filter, result.largest), z.dtype),
+        "ridge": jnp.asarray(_ridge(estimator.filter, result.largest), sample.dtype),
     }
 
 
 def _by_conjugate_gradients(
     method: ConjugateGradients,
     kernel: Kernel,
-    where: Frame,
-    z: Array,
-    weights: Array,
+    frame: Frame,
+    sample: Sample,
     scores: Array | None,
 ) -> tuple[TikhonovExpansion, dict[str, Any]]:
     """Return the kernel part, and what the info says of it."""
-    coefficients, lam, residual = solve(method, kernel, z, weights, scores)
-    return TikhonovExpansion(kernel, where, z, coefficients, weights, lam), {
+    coefficients, lam, residual = solve(method, kernel, sample, scores)
+    expansion = TikhonovExpansion(kernel, frame, sample.rows, coefficients, sample.weights, lam)
+    return expansion, {
         "solver": "conjugate gradients",
-        "num_eigenfunctions": jnp.asarray(z.shape[0], jnp.int32),
+        "num_eigenfunctions": jnp.asarray(sample.size, jnp.int32),
         "explained": jnp.ones_like(lam),
-        "ridge": z.shape[0] * lam,
+        "ridge": sample.size * lam,
         "residual": residual,
     }
 
@@ -245,42 +216,18 @@ def _ridge(spectral_filter: SpectralFilter, largest: Float[Array, ""]) -> ArrayL
     return getattr(spectral_filter, "ridge", jnp.nan)
 
 
-def _landmark_rows(num: int | None, size: int, key: Array | None) -> Array | None:
-    """Return the rows of the landmarks; None where all samples span the eigenfunctions."""
+def _landmarks(
+    num: int | None, z: Float[Array, "M R"], key: Array | None
+) -> Float[Array, "m R"] | None:
+    """Return the landmarks; None where all samples span the eigenfunctions."""
+    size = z.shape[0]
     if num is None:
         num = size if size <= ALL_SAMPLES else DEFAULT_LANDMARKS
     if num >= size:
         return None
     if key is not None:
-        return jax.random.permutation(key, size)[:num]
-    return jnp.asarray(np.linspace(0, size - 1, num).round().astype(np.int32))
-
-
-def _stop_gradient(tree: Any) -> Any:
-    return jax.tree.map(lambda a: jax.lax.stop_gradient(a) if eqx.is_array(a) else a, tree)
-
-
-def _coordinates(estimator: KernelEstimator, m: Moments, num_covariates: int) -> Frame:
-    """Return the coordinates of the metric; for a kernel in data units, centred data units."""
-    if estimator.lengthscale is None and not isinstance(estimator.kernel, Kernel):
-        return metric_frame(estimator.metric, m, num_covariates)
-    return Frame(m.mean, jnp.ones_like(m.size), num_covariates=num_covariates)
-
-
-def _kernel(
-    estimator: KernelEstimator, z: Float[Array, "M D"], where: Frame
-) -> tuple[Kernel, Array]:
-    """Return the kernel on z and the lengthscale to report."""
-    if isinstance(estimator.kernel, Kernel):
-        return estimator.kernel, jnp.asarray(jnp.nan, z.dtype)
-    if estimator.lengthscale is not None:
-        lengthscale = jnp.asarray(estimator.lengthscale, z.dtype)
-        return estimator.kernel(lengthscale), lengthscale
-    lengthscale = median_lengthscale(z) * jnp.asarray(estimator.lengthscale_factor, z.dtype)
-    unit = jnp.ones_like(lengthscale)
-    if estimator.metric == "isotropic":
-        unit = where.scale if where.scale.ndim == 0 else where.scale[-1]
-    return estimator.kernel(lengthscale), lengthscale * unit
+        return z[jax.random.permutation(key, size)[:num]]
+    return z[np.linspace(0, size - 1, num).round().astype(np.int32)]
 
 
 def _check_options(

@@ -1,14 +1,14 @@
 """The kernel part of a fitted score: T k(z(x), Z) C, with its divergence in closed form."""
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from implicitppl._core.frames import Frame
 from implicitppl.kernels import Kernel
+from implicitppl.score._field import Field
 
 
-class Expansion(eqx.Module):
+class Expansion(Field):
     """The kernel part k(z, Z) C of a score."""
 
     kernel: Kernel

@@ -36,7 +36,7 @@ class Tikhonov(KernelEstimator):
             samples (with a largest eigenvalue that is up to 2% low) and Tikhonov's own extension
             elsewhere, keeps all samples, and needs no memory of size M x M.
         tolerance: relative residual at which conjugate gradients stop.
-        max_steps: and their largest number.
+        max_iterations: and their largest number.
         **options: `lengthscale`, `lengthscale_factor`, `metric`, `reference`,
             `max_eigenfunctions`, `num_landmarks` of `KernelEstimator`.
 
@@ -65,7 +65,7 @@ class Tikhonov(KernelEstimator):
         level: ArrayLike = 1e-2,
         solver: str = "spectral",
         tolerance: float = 1e-6,
-        max_steps: int = 200,
+        max_iterations: int = 200,
         **options: Any,
     ):
         if solver not in ("spectral", "conjugate gradients"):
@@ -86,7 +86,8 @@ class Tikhonov(KernelEstimator):
                     f'`{name}` belongs to the solver "spectral"; conjugate gradients keep all '
                     "samples and no eigenfunctions."
                 )
-        super().__init__(ConjugateGradients(level, 1.0, tolerance, max_steps), kernel, **options)
+        method = ConjugateGradients(level, 1.0, tolerance, max_iterations)
+        super().__init__(method, kernel, **options)
 
 
 class SpectralCutoff(KernelEstimator):

@@ -1,6 +1,6 @@
 """The generic spectral fit: samples, a kernel and a filter give the coefficients C.
 
-With the eigenfunctions psi_j = k(., Y) T_j of `_basis` and Stein's identity for beta_j = T_j^T B,
+With the eigenfunctions psi_j = k(., Y) T_j of `basis` and Stein's identity for beta_j = T_j^T B,
 
     s(x) = s0(x) + sum_j f_j beta_j psi_j(x) = s0(x) + k(x, Y) C,    C = T diag(f) T^T B,
 
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from implicitppl.kernels import Kernel
 from implicitppl.linalg._eigen import is_full
-from implicitppl.score._checks import or_equal
+from implicitppl.score._sample import Sample
 from implicitppl.score._spectral.basis import full_basis, landmark_basis, stein_targets
 from implicitppl.score._spectral.filters import SpectralFilter
 
@@ -38,8 +38,7 @@ class SpectralFit(NamedTuple):
 def spectral_fit(
     kernel: Kernel,
     spectral_filter: SpectralFilter,
-    samples: Float[Array, "M D"],
-    weights: Float[Array, " M"] | None,
+    sample: Sample,
     reference_scores: Float[Array, "M D"] | None,
     max_eigenfunctions: int | None,
     landmarks: Float[Array, "m D"] | None = None,
@@ -47,10 +46,9 @@ def spectral_fit(
     """Return the coefficients C of the filtered kernel expansion.
 
     Args:
-        kernel: covariance function on the coordinates of `samples`.
+        kernel: covariance function on the coordinates of `sample`.
         spectral_filter: multiplier f_j of each eigenpair.
-        samples: (M, D).
-        weights: sum to one; None for equal weights.
+        sample: in those coordinates.
         reference_scores: s0 at the samples, or None; only the rest is expanded.
         max_eigenfunctions: most eigenpairs to compute; None for the rule of `num_pairs`.
         landmarks: (m, D) points whose kernel sections span the eigenfunctions; None for all
@@ -62,15 +60,13 @@ def spectral_fit(
     Cost O(M^2 D + M^3), or O(M^2 (D + J)) with J eigenpairs for large M, with memory a few M x M;
     with landmarks O(M m (m + D) + m^3) and memory a few m x m.
     """
-    size = samples.shape[0]
-    uniform = or_equal(weights, samples)
     if landmarks is None:
-        count = num_pairs(size, spectral_filter, max_eigenfunctions)
-        basis = full_basis(kernel, samples, weights, count)
+        count = num_pairs(sample.size, spectral_filter, max_eigenfunctions)
+        basis = full_basis(kernel, sample, count)
     else:
-        basis = landmark_basis(kernel, samples, uniform, landmarks)
-    target = stein_targets(kernel, samples, uniform, basis.centres, reference_scores)
-    multipliers = spectral_filter(basis.values, basis.trace, size)
+        basis = landmark_basis(kernel, sample, landmarks)
+    target = stein_targets(kernel, sample, basis.centres, reference_scores)
+    multipliers = spectral_filter(basis.values, basis.trace, sample.size)
     multipliers = jnp.where(basis.kept, multipliers, 0)
     beta = jnp.matmul(basis.transform.T, target, precision="highest")
     scaled = multipliers[:, None] * beta

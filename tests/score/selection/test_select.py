@@ -1,5 +1,7 @@
 """`select`: its held-out losses against single fits, its choice, its symmetries, bad samples."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,9 @@ import pytest
 
 from implicitppl.kernels import RBF, InverseMultiquadric
 from implicitppl.score import Gaussian, KernelEstimator, RelativeRidge, matching_loss, select
-from implicitppl.score._selection.folds import make_folds
-from implicitppl.score._selection.held_out import Folds, _mean_and_error
+from implicitppl.score._sample import make_sample
+from implicitppl.score._selection.folds import Folds, make_folds
+from implicitppl.score._selection.judge import mean_and_error
 from implicitppl.score._selection.prepared import equally_weighted
 from tests.helpers import assert_compiles_once
 
@@ -206,7 +209,7 @@ def test_standard_errors_of_independent_and_of_dependent_losses():
 
     def error(groups: jax.Array, count: int) -> float:
         folds = Folds(jnp.zeros((1, 1), int), jnp.zeros((1, 1), int), None, groups, count)
-        return float(_mean_and_error(jnp.asarray(values, jnp.float32), w, folds)[1])
+        return float(mean_and_error(jnp.asarray(values, jnp.float32), w, folds)[1])
 
     independent = error(jnp.arange(1000), 1000)
     assert independent == pytest.approx(values.std(ddof=1) / np.sqrt(1000), rel=1e-4)
@@ -231,7 +234,8 @@ def test_importance_weights_move_the_target():
 def test_rows_in_proportion_to_their_weights():
     x = jnp.arange(8.0)[:, None]
     w = jnp.array([0.5, 0.0, 0.25, 0.0, 0.0, 0.25, 0.0, 0.0])
-    np.testing.assert_array_equal(equally_weighted(x, w)[:, 0], [0, 0, 0, 0, 2, 2, 5, 5])
+    rows = equally_weighted(make_sample(x, weights=w))
+    np.testing.assert_array_equal(rows[:, 0], [0, 0, 0, 0, 2, 2, 5, 5])
 
 
 @pytest.mark.exhaustive
@@ -265,14 +269,14 @@ def test_the_residual_is_bounded_off_the_support():
     with jax.enable_x64(True):
         fitted = select(jnp.asarray(_bent()), key=KEY)
         samples, far = jnp.asarray(_bent()), jnp.asarray(_bent(30, 4)) * 4
-        stack = fitted.expansion
-        unit = np.asarray(stack.unit)[None, :]
+        stack: Any = fitted.parts[-1]
+        scale = np.asarray(stack.scale)[None, :]
         score, residual = eqx.filter_jit(stack.score), eqx.filter_jit(stack.residual)
-        inside = np.linalg.norm(residual(samples) * unit, axis=1)
+        inside = np.linalg.norm(residual(samples) * scale, axis=1)
         np.testing.assert_allclose(score(samples), residual(samples))
         assert float(stack.bound) == pytest.approx(1.5 * inside.max())
-        bounded = np.linalg.norm(score(far) * unit, axis=1)
-        free = np.linalg.norm(residual(far) * unit, axis=1)
+        bounded = np.linalg.norm(score(far) * scale, axis=1)
+        free = np.linalg.norm(residual(far) * scale, axis=1)
         assert bounded.max() <= float(stack.bound) * (1 + 1e-9)
         assert free.max() > float(stack.bound)  # there was something to be bounded
         trace = np.trace(jax.vmap(jax.jacfwd(fitted))(far), axis1=1, axis2=2)
@@ -427,10 +431,12 @@ def test_hyperparameters_of_candidates_may_be_mapped():
 def test_samples_of_weight_zero_do_not_set_the_bound():
     x = jnp.asarray(_bent(), jnp.float32)
     w = jnp.where(jnp.arange(M) < 50, 1.0, 0.0)
-    bounds = [
-        float(select(jnp.where(w[:, None] > 0, x, far), key=KEY, weights=w).expansion.bound)
-        for far in (70.0, 7000.0)
-    ]
+
+    def bound(far: float) -> float:
+        stack: Any = select(jnp.where(w[:, None] > 0, x, far), key=KEY, weights=w).parts[-1]
+        return float(stack.bound)
+
+    bounds = [bound(far) for far in (70.0, 7000.0)]
     assert bounds[0] == pytest.approx(bounds[1], rel=0.1)  # it was 90 times larger
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from implicitppl.kernels import RBF, InverseMultiquadric
+from implicitppl.score._sample import make_sample
 from implicitppl.score._spectral.basis import full_basis, landmark_basis, stein_targets
 
 M, D = 40, 3
@@ -29,9 +30,9 @@ def _weights(kind: str) -> jax.Array:
 @pytest.mark.parametrize("kind", ["equal", "unequal"])
 @pytest.mark.parametrize("kernel", [RBF(1.5), InverseMultiquadric(1.0)], ids=["rbf", "imq"])
 def test_landmarks_at_all_samples_give_the_full_eigenfunctions(points, kernel, kind):
-    w = _weights(kind)
-    full = eqx.filter_jit(full_basis)(kernel, points, w)
-    landmark = compiled_landmark_basis(kernel, points, w, points)
+    sample = make_sample(points, weights=_weights(kind))
+    full = eqx.filter_jit(full_basis)(kernel, sample)
+    landmark = compiled_landmark_basis(kernel, sample, points)
     np.testing.assert_allclose(landmark.values, full.values, rtol=1e-6, atol=1e-12)
     assert float(landmark.trace) == pytest.approx(float(full.trace))
     queries = np.random.default_rng(2).normal(size=(7, D))
@@ -48,9 +49,10 @@ def test_orthonormal_on_the_samples_and_stein_identity_with_landmarks(points, ki
 
     @jax.jit
     def evaluate(w: jax.Array) -> tuple[jax.Array, ...]:
-        basis = landmark_basis(kernel, points, w, points[:12])
+        sample = make_sample(points, weights=w)
+        basis = landmark_basis(kernel, sample, points[:12])
         reference = -0.5 * points
-        targets = stein_targets(kernel, points, w, basis.centres, reference)
+        targets = stein_targets(kernel, sample, basis.centres, reference)
 
         def functions(x: jax.Array) -> jax.Array:
             return kernel.gram(x[None, :], points[:12])[0] @ basis.transform
@@ -71,8 +73,9 @@ def test_blocks_change_nothing(points, monkeypatch):
     def both() -> tuple[jax.Array, jax.Array]:
         @jax.jit  # anew at each call, so that the patched size is seen
         def evaluate(points: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
-            basis = landmark_basis(kernel, points, w, points[:12])
-            return basis.values, stein_targets(kernel, points, w, basis.centres, points)
+            sample = make_sample(points, weights=w)
+            basis = landmark_basis(kernel, sample, points[:12])
+            return basis.values, stein_targets(kernel, sample, basis.centres, points)
 
         return evaluate(points, w)
 
@@ -88,7 +91,6 @@ def test_coinciding_landmarks_are_dropped_not_divided_by(precision):
     rng = np.random.default_rng(3)
     x = np.asarray(rng.normal(size=(30, 2)), precision)
     landmarks = np.concatenate([x[:5], x[:5]])
-    w = np.full(30, 1 / 30, precision)
-    basis = compiled_landmark_basis(RBF(1.5), x, w, landmarks)
+    basis = compiled_landmark_basis(RBF(1.5), make_sample(jnp.asarray(x)), landmarks)
     assert np.sum(basis.kept) == 5
     assert np.max(np.abs(basis.transform)) < 1e4

@@ -1,6 +1,7 @@
 """The rest of the family against slow independent versions in NumPy, each from its formula."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,10 @@ from implicitppl.score import (
     KDE,
     KEF,
     SSGE,
+    ConditionalMixture,
     Gaussian,
     Landweber,
     NuMethod,
-    SemiImplicit,
     SpectralCutoff,
     Stein,
     Tikhonov,
@@ -177,7 +178,7 @@ def test_a_cutoff_projects_on_the_leading_eigenvectors_on_the_samples():
 
 
 @pytest.mark.parametrize(
-    "estimator", [Landweber(), NuMethod(), Tikhonov(), KEF(tolerance=1e-9, max_steps=1000)]
+    "estimator", [Landweber(), NuMethod(), Tikhonov(), KEF(tolerance=1e-9, max_iterations=1000)]
 )
 def test_rescaled_samples_do_not_diverge(estimator):
     # With a step that is not relative to the operator's norm the iterations diverge here.
@@ -200,11 +201,12 @@ def test_kef_is_the_dense_system(family, reference, weighted):
     x = _samples(num=12)
     raw = np.random.default_rng(1).uniform(0.5, 1.5, 12) if weighted else np.ones(12)
     w = raw / raw.sum()
-    fitted = KEF(family, level=0.02, reference=reference, tolerance=1e-12, max_steps=2000).fit(
+    fitted = KEF(family, level=0.02, reference=reference, tolerance=1e-12, max_iterations=2000).fit(
         x, weights=w if weighted else None
     )
-    kernel, scale = fitted.expansion.kernel, float(fitted.expansion.coordinates.scale)
-    z = fitted.expansion.coordinates.to(jnp.asarray(x))
+    expansion: Any = fitted.parts[-1]
+    kernel, scale = expansion.kernel, float(expansion.coordinates.scale)
+    z = expansion.coordinates.to(jnp.asarray(x))
 
     def matrix(a: jax.Array, b: jax.Array) -> jax.Array:
         return jax.jacfwd(jax.grad(kernel.__call__, 0), 1)(a, b)
@@ -300,7 +302,7 @@ def test_semi_implicit_scores_are_those_of_the_mixture_and_approach_the_truth():
     queries = rng.normal(size=(200, 2)) * np.sqrt(1.25)
     errors = []
     for size in (100, 1000, 10_000):
-        fitted = SemiImplicit(conditional).fit(jnp.asarray(rng.normal(size=(size, 2))))
+        fitted = ConditionalMixture(conditional).fit(jnp.asarray(rng.normal(size=(size, 2))))
         errors.append(np.mean((np.asarray(fitted(queries)) + queries / 1.25) ** 2))
     assert errors[0] > 2 * errors[1]
     assert errors[1] > 2 * errors[2]
@@ -315,7 +317,7 @@ def test_semi_implicit_scores_are_those_of_the_mixture_and_approach_the_truth():
 
 def test_semi_implicit_with_labels_as_mixing_variables():
     places = jnp.array([[0.0, 0.0], [4.0, 0.0]])
-    fitted = SemiImplicit(lambda x, z: -0.5 * jnp.sum((x - places[z]) ** 2)).fit(
+    fitted = ConditionalMixture(lambda x, z: -0.5 * jnp.sum((x - places[z]) ** 2)).fit(
         jnp.arange(2), dimension=2
     )
     np.testing.assert_allclose(fitted(jnp.array([2.0, 1.0])), [0.0, -1.0], atol=1e-12)
@@ -328,10 +330,10 @@ def test_semi_implicit_weights_and_trees():
         return -0.5 * jnp.sum(((x - z["loc"]) / z["scale"]) ** 2) - 2 * jnp.log(z["scale"])
 
     w = np.isin(np.arange(20), (3, 4)).astype(float)
-    fitted = SemiImplicit(conditional).fit(z, dimension=2, weights=w)
+    fitted = ConditionalMixture(conditional).fit(z, dimension=2, weights=w)
     two = jax.tree.map(lambda leaf: leaf[3:5], z)
     query = jnp.array([0.2, 0.1])
-    expected = SemiImplicit(conditional).fit(two, dimension=2)(query)
+    expected = ConditionalMixture(conditional).fit(two, dimension=2)(query)
     np.testing.assert_allclose(fitted(query), expected, rtol=1e-10)
 
 
@@ -348,13 +350,13 @@ def test_semi_implicit_weights_and_trees():
         (lambda: KEF(metric="euclid"), r"`metric` must be one of"),
         (lambda: KDE(floor=-1.0), r"`floor` must be non-negative; got -1.0"),
         (lambda: SSGE(num_landmarks=1), r"`num_landmarks` must be at least 2; got 1"),
-        (lambda: SemiImplicit(3.0), r"`log_conditional` must be a function .* got float"),
+        (lambda: ConditionalMixture(3.0), r"`log_conditional` must be a function .* got float"),
         (
-            lambda: SemiImplicit(lambda x, z: x).fit(jnp.ones((3, 2)))(jnp.ones(2)),
+            lambda: ConditionalMixture(lambda x, z: x).fit(jnp.ones((3, 2)))(jnp.ones(2)),
             r"`log_conditional` must return one number .* got shape \(2,\)",
         ),
-        (lambda: SemiImplicit(min).fit({"a": jnp.ones(3)}), r"`dimension` of x is needed"),
-        (lambda: SemiImplicit(min).fit([jnp.ones(3), jnp.ones(4)]), r"one leading axis K"),
+        (lambda: ConditionalMixture(min).fit({"a": jnp.ones(3)}), r"`dimension` of x is needed"),
+        (lambda: ConditionalMixture(min).fit([jnp.ones(3), jnp.ones(4)]), r"one leading axis K"),
     ],
 )
 def test_bad_options_raise_at_once(call, message):
@@ -369,6 +371,7 @@ def test_landmarks():
     some = SSGE(ridge=1.0, num_landmarks=60).fit(x, key=jax.random.key(0))
     truth = np.asarray(every(x))
     assert np.linalg.norm(some(x) - truth) / np.linalg.norm(truth) < 0.05
-    assert some.expansion.centres.shape == (60, 2)
+    expansion: Any = some.parts[-1]
+    assert expansion.centres.shape == (60, 2)
     few = SSGE(ridge=1.0, num_landmarks=4).fit(x)
     assert np.linalg.norm(few(x) - truth) / np.linalg.norm(truth) > 0.05
