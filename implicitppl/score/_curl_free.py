@@ -76,8 +76,8 @@ def mean_divergence(
     p: Profile, X: Float[Array, "N D"], Y: Float[Array, "M D"], w: Float[Array, " M"]
 ) -> Float[Array, "N D"]:
     """Return zeta(x_i) = sum_m w_m div_{y_m} Kmat(x_i, y_m)."""
-    pull = _divergence_profile(p, X.shape[1]) * w[None, :]
-    return jnp.sum(pull, axis=1)[:, None] * X - _dot(pull, Y)
+    weighted = _divergence_profile(p, X.shape[1]) * w[None, :]
+    return jnp.sum(weighted, axis=1)[:, None] * X - _dot(weighted, Y)
 
 
 def _divergence_profile(p: Profile, dimension: int) -> Float[Array, "N M"]:

@@ -49,7 +49,8 @@ def affine_stein_correction(
 
     The correction is affine in x, and the smallest such one in mean square. With fewer than
     5 (D + 1) samples the covariance is shrunk towards its diagonal, and the identity then holds
-    approximately. Use it where samples are their own bank; it says nothing about other points.
+    approximately. Use it for scores at the samples that they were estimated from; it says nothing
+    about other points.
 
     Args:
         scores: estimated scores at the samples, (M, D).
@@ -68,7 +69,7 @@ def affine_stein_correction(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from implicitppl.score._spectral.family import SSGE, affine_stein_correction
+        >>> from implicitppl.score import SSGE, affine_stein_correction
         >>> x = jax.random.normal(jax.random.key(0), (50, 1))
         >>> s = SSGE().fit(x)(x)
         >>> float(jnp.mean(s * (x - x.mean()))) > -0.97  # -1 is right
@@ -95,7 +96,7 @@ def affine_stein_correction(
 
 
 def default_estimator() -> SSGE:
-    """Returns the estimator that `ImplicitELBO` uses in-sample.
+    """Return the estimator that `ImplicitELBO` uses in-sample.
 
     The inverse multiquadric and the Gaussian reference reach particles far out in a tail, where an
     RBF kernel sees nothing and long runs diverge; a metric for each coordinate keeps coordinates of
@@ -154,7 +155,7 @@ LOG_2PI_E = 2.8378770664093453
 
 
 def gaussian_entropy(particles: Float[Array, "P D"]) -> Float[Array, ""]:
-    """Returns an estimate of log det(2 pi e Cov) / 2, an upper bound of the particles' entropy."""
+    """Return an estimate of log det(2 pi e Cov) / 2, an upper bound of the particles' entropy."""
     count, size = particles.shape
     degrees = count - 1
     centred = particles - jnp.mean(particles, axis=0)

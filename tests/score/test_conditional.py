@@ -118,8 +118,8 @@ def test_one_set_of_covariates_for_many_points_and_compiled_use():
     scores = fitted(grid, c[0])
     assert scores.shape == (3, 4, 2)
     np.testing.assert_allclose(scores[1, 2], fitted(grid[0, 0], c[0]), rtol=1e-5)
-    banks = jax.vmap(lambda s, w: SSGE().fit(s, covariates=w))(jnp.stack([x, x]), jnp.stack([c, c]))
-    both = jax.vmap(lambda f: f(x, c))(banks)
+    two = jax.vmap(lambda s, w: SSGE().fit(s, covariates=w))(jnp.stack([x, x]), jnp.stack([c, c]))
+    both = jax.vmap(lambda f: f(x, c))(two)
     np.testing.assert_allclose(both[1], fitted(x, c), rtol=1e-3, atol=1e-3)
 
 

@@ -76,14 +76,14 @@ def test_second_fit_and_query_of_equal_shapes_compile_nothing(name):
 
 
 @every_estimator
-def test_banks_by_vmap_and_an_estimator_as_an_argument_of_jit(name):
+def test_several_samples_by_vmap_and_an_estimator_as_an_argument_of_jit(name):
     estimator = ESTIMATORS[name]
-    banks = jnp.stack([_samples(seed=seed) for seed in range(3)])
-    fitted = jax.jit(lambda e, b: jax.vmap(e.fit)(b))(estimator, banks)
-    scores = jax.vmap(lambda f, x: f(x))(fitted, banks)
+    several = jnp.stack([_samples(seed=seed) for seed in range(3)])
+    fitted = jax.jit(lambda e, s: jax.vmap(e.fit)(s))(estimator, several)
+    scores = jax.vmap(lambda f, x: f(x))(fitted, several)
     assert fitted.info.finite.shape == (3,)
-    for bank, score in zip(banks, scores, strict=True):
-        np.testing.assert_allclose(score, estimator.fit(bank)(bank), atol=2e-3)
+    for samples, score in zip(several, scores, strict=True):
+        np.testing.assert_allclose(score, estimator.fit(samples)(samples), atol=2e-3)
 
 
 @every_estimator

@@ -27,7 +27,7 @@ class Choice(NamedTuple):
     """Members of the stack, as rows of the kernel predictions, and all shares.
 
     Attributes:
-        picked: (R,) places among the N q kernel predictions.
+        picked: (R,) indices among the N q kernel predictions.
         shares: (R,) of the members.
         gaussian_shares: (A,) of the Gaussians.
         brought_shares: (E,) of what the user brought.
@@ -61,35 +61,35 @@ class _Programme(NamedTuple):
 
 
 def choose_stack(
-    found: HeldOut, num_errors: Float[Array, ""], effective_size: Float[Array, ""]
+    evidence: HeldOut, num_errors: Float[Array, ""], effective_size: Float[Array, ""]
 ) -> Choice:
     """Solve the quadratic programme for all candidates, then for the largest few."""
-    total, num_kernels = found.linear.shape[0], found.best.size
-    programme = _programme(found, num_errors)
+    total, num_kernels = evidence.linear.shape[0], evidence.best.size
+    programme = _programme(evidence, num_errors)
     everything = programme.solve(jnp.arange(total))
     _, picked = jax.lax.top_k(everything[:num_kernels], _MEMBERS)
     index = jnp.concatenate([picked, jnp.arange(num_kernels, total, dtype=picked.dtype)])
     shares = programme.solve(index)
     # Too few to judge, or a fold without a Gaussian: the Gaussian of all samples.
-    judged = jnp.isfinite(found.gaussian_loss) & (effective_size >= MIN_SAMPLES)
+    judged = jnp.isfinite(evidence.gaussian_loss) & (effective_size >= MIN_SAMPLES)
     alone = (index == num_kernels).astype(shares.dtype)
     shares = jnp.where(judged, shares, alone)
     loss = programme.loss(jnp.zeros((total,), shares.dtype).at[index].set(shares))
-    num_brought = found.brought_gain.shape[0]
+    num_brought = evidence.brought_gain.shape[0]
     kernels, gaussians, brought = jnp.split(shares, (_MEMBERS, shares.shape[0] - num_brought))
-    return Choice(picked, kernels, gaussians, brought, loss - found.gaussian_loss)
+    return Choice(picked, kernels, gaussians, brought, loss - evidence.gaussian_loss)
 
 
-def _programme(found: HeldOut, num_errors: Float[Array, ""]) -> _Programme:
+def _programme(evidence: HeldOut, num_errors: Float[Array, ""]) -> _Programme:
     """Return the programme; candidates that cannot be used are charged out of it."""
-    total, num_kernels = found.linear.shape[0], found.best.size
-    rows = (found.scores * jnp.sqrt(found.weights)[None, :, None]).reshape(total, -1)
-    usable = jnp.all(jnp.isfinite(rows), axis=1) & jnp.isfinite(found.linear + found.penalty)
+    total, num_kernels = evidence.linear.shape[0], evidence.best.size
+    rows = (evidence.scores * jnp.sqrt(evidence.weights)[None, :, None]).reshape(total, -1)
+    usable = jnp.all(jnp.isfinite(rows), axis=1) & jnp.isfinite(evidence.linear + evidence.penalty)
     square = jnp.sum(rows * rows, axis=1)
     usable = usable & (square <= _LARGEST_SCORE * square[num_kernels])
     rows = jnp.where(usable[:, None], rows, 0)
-    linear = jnp.where(usable, found.linear, 0)
+    linear = jnp.where(usable, evidence.linear, 0)
     # An unusable candidate costs more than anything that is better than no estimate at all.
     prohibitive = 1 + jnp.sum(jnp.abs(linear[num_kernels:]))
-    charged = jnp.where(usable, linear + num_errors * found.penalty, prohibitive)
+    charged = jnp.where(usable, linear + num_errors * evidence.penalty, prohibitive)
     return _Programme(jnp.matmul(rows, rows.T, precision="highest"), linear, charged)

@@ -83,13 +83,13 @@ class Grid(NamedTuple):
 
     @property
     def default_configuration(self) -> int:
-        """The place of the RBF kernel with the median width in the isotropic metric."""
+        """The index of the RBF kernel with the median width in the isotropic metric."""
         kernel, metric, factor = self.configurations
         return int(np.flatnonzero((kernel == 0) & (metric == 0) & (factor == 1.0))[0])
 
     @property
     def default_filters(self) -> list[int]:
-        """The places of Tikhonov with a level of .03, without and with the Gaussian."""
+        """The indices of Tikhonov with a level of .03, without and with the Gaussian."""
         _, power, level = self.filters
         return [int(f) for f in np.flatnonzero((power == 1) & np.isclose(level, DEFAULT_LEVEL))]
 

@@ -201,46 +201,46 @@ def _solve(selection: Selection, sample: Sample, key: Array) -> FittedScore:
     problem = pose(sample, key, selection.num_folds, selection.autocorrelated)
     grid = kernel_grid(problem.folds.train.shape[1], sample)
     brought = candidate_predictions(candidates, problem, candidate_key)
-    found = held_out(problem, grid, brought, charge)
-    choice = choose_stack(found, charge, sample.effective_size)
-    configurations, filters = _members_of(choice, found, grid, sample.dtype)
+    evidence = held_out(problem, grid, brought, charge)
+    choice = choose_stack(evidence, charge, sample.effective_size)
+    configurations, filters = _members_of(choice, evidence, grid, sample.dtype)
     members = refit(problem, grid.metrics, configurations, filters)
     keys = jax.random.split(candidate_key, len(candidates))
     fitted = tuple(fit_candidate(c, sample, k) for c, k in zip(candidates, keys, strict=True))
     references = jnp.sum(choice.shares * filters.reference.astype(sample.dtype))
     shares = choice.gaussian_shares.at[0].add(references)
     gaussian, stack = stack_of(members, choice, shares, fitted, problem)
-    info = _info(selection, problem, grid, found, choice, members, charge)
+    info = _info(selection, problem, grid, evidence, choice, members, charge)
     support = nearest_neighbour_support(sample, problem.order)
     return make_fitted(sample, info, gaussian, stack, support=support)
 
 
 def _members_of(
-    choice: Choice, found: HeldOut, grid: Grid, dtype: jnp.dtype
+    choice: Choice, evidence: HeldOut, grid: Grid, dtype: jnp.dtype
 ) -> tuple[Configurations, Filters]:
     """Return the members of the stack as entries of the grid, columns of length R."""
-    configuration, place = _places(choice, found)
-    return entries(grid.configurations, configuration, dtype), entries(grid.filters, place, dtype)
+    configuration, index = _indices(choice, evidence)
+    return entries(grid.configurations, configuration, dtype), entries(grid.filters, index, dtype)
 
 
-def _places(choice: Choice, found: HeldOut) -> tuple[Array, Array]:
+def _indices(choice: Choice, evidence: HeldOut) -> tuple[Array, Array]:
     """Return the configuration and the filter of every member, as integers."""
-    return choice.picked // found.best.shape[1], found.best.reshape(-1)[choice.picked]
+    return choice.picked // evidence.best.shape[1], evidence.best.reshape(-1)[choice.picked]
 
 
 def _info(
     selection: Selection,
     problem: Problem,
     grid: Grid,
-    found: HeldOut,
+    evidence: HeldOut,
     choice: Choice,
     members: Members,
     num_errors: Float[Array, ""],
 ) -> SelectionInfo:
     """Return what was chosen, with the evidence."""
     sample, dtype = problem.sample, problem.sample.dtype
-    configurations, filters = _members_of(choice, found, grid, dtype)
-    places = _places(choice, found)
+    configurations, filters = _members_of(choice, evidence, grid, dtype)
+    indices = _indices(choice, evidence)
     return selection_info(
         sample,
         members.expansions.coefficients,
@@ -251,8 +251,8 @@ def _info(
         candidates=tuple(type(candidate).__name__ for candidate in selection.candidates),
         weights=choice.shares,
         candidate_weights=choice.brought_shares,
-        candidate_gain=found.brought_gain,
-        candidate_error=found.brought_error,
+        candidate_gain=evidence.brought_gain,
+        candidate_error=evidence.brought_error,
         gaussian_weights=choice.gaussian_shares,
         kernel=configurations.kernel,
         metric=configurations.metric,
@@ -260,12 +260,12 @@ def _info(
         level=filters.level,
         power=filters.power,
         reference=filters.reference,
-        gain=found.gain[places],
-        error=found.error[places],
+        gain=evidence.gain[indices],
+        error=evidence.error[indices],
         stacked_gain=choice.gain,
-        gaussian_loss=found.gaussian_loss,
-        all_gains=found.gain,
-        all_errors=found.error,
+        gaussian_loss=evidence.gaussian_loss,
+        all_gains=evidence.gain,
+        all_errors=evidence.error,
         grid=as_rows(grid.configurations, dtype),
         filters=as_rows(grid.filters, dtype),
         num_errors=num_errors,

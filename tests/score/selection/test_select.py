@@ -124,9 +124,9 @@ def test_second_call_compiles_nothing_and_jit_is_the_same(bent):
 @pytest.mark.smoke
 def test_several_problems_by_vmap(bent):
     x, fitted = bent
-    banks = jnp.stack([x, jnp.asarray(_bent(seed=1), jnp.float32)])
-    together = jax.vmap(lambda bank: select(bank, key=KEY))(banks)
-    scores = jax.vmap(lambda f, bank: f(bank))(together, banks)
+    several = jnp.stack([x, jnp.asarray(_bent(seed=1), jnp.float32)])
+    together = jax.vmap(lambda samples: select(samples, key=KEY))(several)
+    scores = jax.vmap(lambda f, samples: f(samples))(together, several)
     np.testing.assert_allclose(scores[0], fitted(x), rtol=1e-3, atol=1e-4)
     assert together.info.weights.shape == (2, 4)
 
