@@ -114,7 +114,7 @@ def test_public_names_are_those_on_the_list() -> None:
     assert {face: sorted(found) for face, found in names.items()} == listed
     assert sum(map(len, listed.values())) <= 150
     all_names = [name for found in names.values() for name in found]
-    assert sorted(n for n in set(all_names) if all_names.count(n) > 1) == ["SemiImplicit", "fit"]
+    assert sorted(n for n in set(all_names) if all_names.count(n) > 1) == ["fit"]
 
 
 def imported_modules(file: Path) -> set[str]:

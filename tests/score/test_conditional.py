@@ -9,6 +9,7 @@ import pytest
 
 from implicitppl.kernels import RBF, InverseMultiquadric
 from implicitppl.score import (
+    KDE,
     KEF,
     SSGE,
     Gaussian,
@@ -224,7 +225,8 @@ def test_bad_covariates_raise_at_once(call, message):
         call(x, c)
 
 
-def test_kef_has_no_conditional_form():
+@pytest.mark.parametrize("estimator", [KEF(), KDE()], ids=["KEF", "KDE"])
+def test_no_conditional_form(estimator):
     x, c, _ = _draw(30)
     with pytest.raises(TypeError, match="covariates"):
-        KEF().fit(x, covariates=c)
+        estimator.fit(x, covariates=c)

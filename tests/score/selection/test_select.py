@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from implicitppl.kernels import RBF, InverseMultiquadric
-from implicitppl.score import Gaussian, KernelEstimator, RelativeRidge, matching_loss, select
+from implicitppl.score import (
+    Gaussian,
+    KernelEstimator,
+    RelativeRidge,
+    Selection,
+    matching_loss,
+    select,
+)
 from implicitppl.score._sample import make_sample
 from implicitppl.score._selection.folds import Folds, make_folds
 from implicitppl.score._selection.judge import mean_and_error
@@ -177,6 +184,13 @@ def test_the_standard_error_is_charged(bent):
     assert float(normal.not_gaussian) == 0
     assert float(jnp.sum(normal.weights)) == 0
     assert "the score is that of a Gaussian" in normal.explain()
+
+
+def test_select_is_an_estimator_like_the_others(bent):
+    x, fitted = bent
+    np.testing.assert_array_equal(Selection().fit(x, key=KEY)(x), fitted(x))
+    with pytest.raises(ValueError, match="`key` must be one random key, .* got None"):
+        Selection().fit(x)
 
 
 @pytest.mark.smoke
