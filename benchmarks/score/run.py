@@ -133,7 +133,8 @@ def run_ours(cell: Cell, fit: Fit, seeds: int, data: Path | None) -> dict[str, A
 
 def run_tuned(cell: Cell, data: Path | None) -> dict[str, Any]:
     """Return the figures of the best of 144 SSGE and Tikhonov settings for each sample."""
-    from implicitppl.score import KernelEstimator, RelativeRidge
+    from implicitppl.score import KernelEstimator
+    from implicitppl.score._spectral.filters import RelativeRidge
 
     settings = [
         KernelEstimator(

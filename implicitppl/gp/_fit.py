@@ -9,7 +9,7 @@ began; where a value or gradient is not finite the next point is half way back t
 
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from implicitppl._core.checks import check_non_negative, check_positive
+from implicitppl._train.descent import descend
 from implicitppl._train.result import FitResult
 from implicitppl.gp._model import EvidenceModel
 from implicitppl.kernels import constrain, parameters, unconstrain
@@ -176,14 +177,6 @@ def _adam(num_steps: int, learning_rate: float) -> optax.GradientTransformation:
     return optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 
 
-class _State(NamedTuple):
-    raw: Any
-    optimiser: Any
-    best: Any
-    best_value: Float[Array, ""]
-    num_skipped: Int[Array, ""]
-
-
 @eqx.filter_jit
 def _run(
     start: tuple[Any, Array],
@@ -200,46 +193,19 @@ def _run(
         process, scale = rebuild(eqx.combine(raw, held))
         return -process.log_evidence(x, y, scale, observed=observed)
 
-    def step(state: _State, _: None) -> tuple[_State, Array]:
-        value, slope = eqx.filter_value_and_grad(loss)(state.raw)
-        updates, optimiser = optim.update(
-            slope, state.optimiser, state.raw, value=value, grad=slope, value_fn=loss
-        )
-        moved = optax.apply_updates(state.raw, updates)
-        good = jnp.isfinite(value) & _none_nan(moved)
-        back = jax.tree.map(lambda a, b: 0.5 * (a + b), state.raw, state.best)
-        better = good & (value < state.best_value)
-        return (
-            _State(
-                _choose(good, moved, back),
-                _choose(good, optimiser, state.optimiser),
-                _choose(better, state.raw, state.best),
-                jnp.where(better, value, state.best_value),
-                state.num_skipped + ~good,
-            ),
-            value,
-        )
-
-    optim = optax.with_extra_args_support(optim)
-    worst = jnp.asarray(jnp.inf, y.dtype)
-    initial = _State(free, optim.init(free), free, worst, jnp.zeros((), jnp.int32))
-    state, losses = jax.lax.scan(step, initial, None, num_steps)
-    final = loss(state.raw)
-    last_is_best = final < state.best_value
-    best = _choose(last_is_best, state.raw, state.best)
-    process, scale = rebuild(eqx.combine(best, held))
-    value = jnp.where(last_is_best, final, state.best_value)
+    found = descend(loss, free, optim, num_steps)
+    process, scale = rebuild(eqx.combine(found.best, held))
     late = num_steps // 4
-    gained = jnp.min(losses[: num_steps - late]) - value
+    gained = jnp.min(found.losses[: num_steps - late]) - found.best_loss
     return ProcessFitResult(
-        losses=losses,
+        losses=found.losses,
         objective="negative log evidence",
         converged=(late > 0) & (gained < CALM_GAIN),
         num_steps=num_steps,
-        num_skipped=state.num_skipped,
+        num_skipped=found.num_skipped,
         process=process,
         noise_scale=scale,
-        log_evidence=-value,
+        log_evidence=-found.best_loss,
     )
 
 
@@ -259,15 +225,6 @@ def _split(
         return constrain(whole[0]), jnp.exp(whole[1])
 
     return free, held, rebuild
-
-
-def _choose(condition: Array, yes: Any, no: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
-
-
-def _none_nan(tree: Any) -> Array:
-    # A parameter that is 0 has an infinite logarithm, and keeps it.
-    return ~jnp.any(jnp.stack([jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def _cast(tree: Any, dtype: jnp.dtype) -> Any:

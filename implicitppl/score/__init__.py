@@ -5,21 +5,14 @@ a `FittedScore`, which is called on points. Nothing here imports NumPyro.
 """
 
 from implicitppl._core.faces import show_at
-from implicitppl.score._fitted import FittedScore, ScoreInfo
+from implicitppl.score._fitted import FittedScore
 from implicitppl.score._gaussian import Gaussian
 from implicitppl.score._in_sample import affine_stein_correction, entropy_surrogate
 from implicitppl.score._kef import KEF
 from implicitppl.score._matching import matching_loss
 from implicitppl.score._mixture import KDE, ConditionalMixture
-from implicitppl.score._network import (
-    DenoisingScoreMatching,
-    NetworkEstimator,
-    SlicedScoreMatching,
-)
-from implicitppl.score._network_fit import NetworkInfo
-from implicitppl.score._selection.info import SelectionInfo
+from implicitppl.score._network import DenoisingScoreMatching, SlicedScoreMatching
 from implicitppl.score._selection.select import Selection, select
-from implicitppl.score._selection.stack import Stack
 from implicitppl.score._spectral.estimator import KernelEstimator
 from implicitppl.score._spectral.family import (
     SSGE,
@@ -29,28 +22,13 @@ from implicitppl.score._spectral.family import (
     Stein,
     Tikhonov,
 )
-from implicitppl.score._spectral.filters import (
-    Cutoff,
-    LandweberFilter,
-    NuFilter,
-    ProductFilter,
-    RelativeRidge,
-    Ridge,
-    SpectralFilter,
-    TikhonovFilter,
-)
+from implicitppl.score._spectral.filters import Cutoff, SpectralFilter
 
 __all__ = [
     "ConditionalMixture",
     "Selection",
     "Cutoff",
-    "LandweberFilter",
-    "NuFilter",
-    "ProductFilter",
-    "RelativeRidge",
-    "Ridge",
     "SpectralFilter",
-    "TikhonovFilter",
     "KDE",
     "KEF",
     "Tikhonov",
@@ -60,14 +38,9 @@ __all__ = [
     "SSGE",
     "SlicedScoreMatching",
     "DenoisingScoreMatching",
-    "NetworkEstimator",
-    "NetworkInfo",
     "FittedScore",
     "Gaussian",
     "KernelEstimator",
-    "ScoreInfo",
-    "SelectionInfo",
-    "Stack",
     "Stein",
     "affine_stein_correction",
     "entropy_surrogate",

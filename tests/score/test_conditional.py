@@ -14,12 +14,12 @@ from implicitppl.score import (
     SSGE,
     Gaussian,
     KernelEstimator,
-    RelativeRidge,
     Stein,
     Tikhonov,
     matching_loss,
     select,
 )
+from implicitppl.score._spectral.filters import RelativeRidge
 
 KEY = jax.random.key(2)
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from implicitppl.score import FittedScore, SelectionInfo
+from implicitppl.score import FittedScore
+from implicitppl.score._selection.info import SelectionInfo
 
 _COLOURS = {"isotropic": "#3b6fb6", "diagonal": "#3a923a", "whitened": "#d1560f"}
 _STYLES = {1.0: "-", 2.0: "--"}

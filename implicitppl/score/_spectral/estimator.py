@@ -79,7 +79,8 @@ class KernelEstimator(Estimator):
 
     Example:
         >>> import jax
-        >>> from implicitppl.score import KernelEstimator, Ridge
+        >>> from implicitppl.score import KernelEstimator
+        >>> from implicitppl.score._spectral.filters import Ridge
         >>> estimator = KernelEstimator(Ridge(0.1))
         >>> estimator.fit(jax.random.normal(jax.random.key(0), (20, 2))).info.metric
         'isotropic'

@@ -107,7 +107,7 @@ class Ridge(SpectralFilter):
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from implicitppl.score import Ridge
+        >>> from implicitppl.score._spectral.filters import Ridge
         >>> Ridge(1.0)(jnp.array([3.0, 1.0]), jnp.array(4.0), 10).tolist()
         [0.5625, 0.25]
     """
@@ -139,7 +139,7 @@ class TikhonovFilter(SpectralFilter):
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from implicitppl.score import TikhonovFilter
+        >>> from implicitppl.score._spectral.filters import TikhonovFilter
         >>> TikhonovFilter(1.0)(jnp.array([3.0, 1.0]), jnp.array(4.0), 10).tolist()
         [0.75, 0.5]
     """
@@ -172,7 +172,7 @@ class RelativeRidge(SpectralFilter):
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from implicitppl.score import RelativeRidge
+        >>> from implicitppl.score._spectral.filters import RelativeRidge
         >>> kept = RelativeRidge(0.5)(jnp.array([2.0, 1.0]), jnp.array(3.0), 10)
         >>> [round(float(f), 3) for f in kept]
         [0.667, 0.5]
@@ -210,7 +210,7 @@ class LandweberFilter(SpectralFilter):
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from implicitppl.score import LandweberFilter
+        >>> from implicitppl.score._spectral.filters import LandweberFilter
         >>> LandweberFilter(2)(jnp.array([2.0, 1.0]), jnp.array(3.0), 10).tolist()
         [1.0, 0.75]
     """
@@ -250,7 +250,7 @@ class NuFilter(SpectralFilter):
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from implicitppl.score import NuFilter
+        >>> from implicitppl.score._spectral.filters import NuFilter
         >>> kept = NuFilter(1)(jnp.array([2.0, 1.0]), jnp.array(3.0), 10)
         >>> [round(float(f), 3) for f in kept]
         [1.2, 0.6]

@@ -9,18 +9,12 @@ import numpy as np
 import pytest
 
 from implicitppl.kernels import RBF, InverseMultiquadric
-from implicitppl.score import (
-    Gaussian,
-    KernelEstimator,
-    RelativeRidge,
-    Selection,
-    matching_loss,
-    select,
-)
+from implicitppl.score import Gaussian, KernelEstimator, Selection, matching_loss, select
 from implicitppl.score._sample import make_sample
 from implicitppl.score._selection.folds import Folds, make_folds
 from implicitppl.score._selection.judge import mean_and_error
 from implicitppl.score._selection.prepared import equally_weighted
+from implicitppl.score._spectral.filters import RelativeRidge
 from tests.helpers import assert_compiles_once
 
 M, D = 60, 2

@@ -2,7 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitppl.score import Cutoff, Ridge, TikhonovFilter
+from implicitppl.score import Cutoff
+from implicitppl.score._spectral.filters import Ridge, TikhonovFilter
 
 VALUES = jnp.array([8.0, 1.5, 0.4, 0.1])
 TRACE = jnp.array(10.0)

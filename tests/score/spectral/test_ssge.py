@@ -7,7 +7,8 @@ import pytest
 
 from implicitppl.kernels import RBF, InverseMultiquadric, Matern32
 from implicitppl.kernels._distances import median_lengthscale
-from implicitppl.score import SSGE, Cutoff, Ridge, matching_loss
+from implicitppl.score import SSGE, Cutoff, matching_loss
+from implicitppl.score._spectral.filters import Ridge
 
 M, D = 40, 3
 

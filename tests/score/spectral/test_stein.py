@@ -5,7 +5,8 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from implicitppl.kernels import RBF, InverseMultiquadric
-from implicitppl.score import KernelEstimator, Stein, TikhonovFilter
+from implicitppl.score import KernelEstimator, Stein
+from implicitppl.score._spectral.filters import TikhonovFilter
 
 
 def _samples(seed: int = 0, num: int = 25) -> np.ndarray:
