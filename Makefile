@@ -22,7 +22,8 @@ FAST_COMPILE := $(ONE_THREAD) JAX_DISABLE_MOST_OPTIMIZATIONS=1
 OR_NONE := $(if $(ARGS),|| test $$? -eq 5)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all doctest examples check format bench docs clean clean-programs
+.PHONY: help setup demo test test-slow test-all mutants doctest examples check format bench docs clean \
+  clean-programs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -44,6 +45,10 @@ test-slow: setup ## the slow and the statistical tests
 test-all: setup ## every test, also those that CI leaves out
 	$(ONE_THREAD) $(PYTEST) $(ARGS)
 
+mutants: setup ## the power of the tests: see that they find faults of one line (ARGS="--only linalg")
+	$(FAST_COMPILE) $(RUN) tools/mutants.py --baseline $(ARGS)
+	$(FAST_COMPILE) $(RUN) tools/mutants.py $(ARGS)
+
 doctest: setup ## the examples in the docstrings
 	$(FAST_COMPILE) $(PYTEST) --doctest-modules implicitppl $(ARGS)
 
@@ -53,12 +58,13 @@ examples: setup ## every example in its small form
 	  $(ONE_THREAD) $(RUN) "$$script" --quick --out "output/quick/$$(basename "$$script" .py)"; \
 	done
 
-check: setup ## lint, format, types, import direction, spelling
+check: setup ## lint, format, types, import direction, spelling, the table of faults
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -c "from importlinter.cli import lint_imports_command as lint; lint()"
 	$(RUN) -m codespell_lib
+	$(RUN) tools/mutants.py --check
 
 format: setup ## apply the formatter and the lint's safe repairs
 	$(RUN) -m ruff check --fix .

@@ -161,3 +161,10 @@ def test_a_room_has_no_face_and_its_files_no_underscore(folder: Path) -> None:
     assert [f.name for f in folder.glob("_[!_]*.py")] == []
     body = ast.parse((folder / "__init__.py").read_text()).body
     assert len(body) == 1, "a room's `__init__` says what it is about, and no more"
+
+
+def test_each_fault_of_one_line_is_found_once_and_has_its_tests() -> None:
+    """A formula that was written anew needs its new spelling in `tools/mutants.toml`."""
+    check = [sys.executable, "tools/mutants.py", "--check"]
+    run = subprocess.run(check, capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stdout + run.stderr
