@@ -75,7 +75,9 @@ def held_out(
     """
     sample, folds = problem.standard.take(problem.judged), problem.folds
     prepared = jax.lax.map(
-        lambda train: prepare(sample.take(train), problem.scale, grid.metrics, _MEDIAN_SAMPLES),
+        lambda train: prepare(
+            _training_set(sample, train), problem.scale, grid.metrics, _MEDIAN_SAMPLES
+        ),
         folds.train,
     )
     atoms = _atom_predictions(prepared, sample, folds)
@@ -98,6 +100,17 @@ def held_out(
         jnp.sum(judge.weights * judge.loss),
         judge.weights,
     )
+
+
+def _training_set(sample: Sample, index: Int[Array, " T"]) -> Sample:
+    """Return some of the rows, with weights scaled to sum to one even where they are equal.
+
+    `take` would make them anew, which rounds otherwise: candidates of small levels amplify that,
+    and published choices would change in their last digits.
+    """
+    weights = sample.weights[index]
+    scaled = weights / jnp.sum(weights)
+    return Sample(sample.rows[index], scaled, sample.num_covariates, sample.is_weighted)
 
 
 def _atom_predictions(prepared: Prepared, sample: Sample, folds: Folds) -> Predictions:
