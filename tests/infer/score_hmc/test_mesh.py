@@ -92,7 +92,7 @@ def test_chains_over_a_mesh_draw_from_the_posterior():
         text=True,
         timeout=900,
         env=environment,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "agree" in done.stdout

@@ -31,7 +31,7 @@ from implicitppl.infer._long.run import progress_text
 from implicitppl.models import black_box
 from tests.helpers import compilations
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 KEY = jax.random.key(0)
 DATA = np.array([1.2, 0.7, 1.9, 1.4], np.float32)
 ARGS = ({"y": DATA},)  # a dict: NumPyro compiles anew for each run with arguments like that
@@ -655,7 +655,7 @@ def test_every_kernel_draws_as_in_numpyro_and_goes_on_from_its_folder(
 CHILD = """
 import sys, time
 sys.path.insert(0, {root!r})
-from tests.infer.test_long_mcmc import *
+from tests.infer.long.test_mcmc import *
 """
 
 ENDLESS = """

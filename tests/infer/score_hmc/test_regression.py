@@ -1,5 +1,6 @@
 """Regression on values: exact where it must be, against a dense version, no worse than without."""
 
+from collections.abc import Iterator
 from functools import partial
 
 import equinox as eqx
@@ -14,6 +15,14 @@ from implicitppl.infer._score_hmc.learners.regression import (
     fit_values,
     initial_hyper,
 )
+
+
+@pytest.fixture(autouse=True)
+def strict_arrays() -> Iterator[None]:
+    """As below NumPyro, implicit promotion of ranks or dtypes is an error."""
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
 
 M = 80  # compiled without optimisation, a fit takes seconds
 
