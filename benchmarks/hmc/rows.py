@@ -78,7 +78,7 @@ def main() -> None:
     """Print the table of a file; methods are shown by their first option."""
     rows = read(Path(sys.argv[1]))
     heads = {row["method"]: row["method"].partition(",")[0].partition("=")[2] for row in rows}
-    keys = {"target": "target", "num_warmup": "warm-up", "method": "surrogate"}
+    keys = {"target": "target", "num_warmup": "warm-up", "method": "force"}
     print(table(rows, keys, heads))
 
 

@@ -30,13 +30,13 @@ def score_hmc(
 ) -> Run:
     """Return draws of vectorized chains.
 
-    `full` takes the whole budget; `surrogate` may be the name of a score estimator.
+    `full` takes the whole budget; `force` may be the name of a score estimator.
     """
     if not full:
         used = USED if target.dimension <= 20 else LARGE_USED
         num_warmup, num_samples = round(used * num_warmup), min(num_samples, DRAWS)
-    if isinstance(options.get("surrogate"), str):
-        options["surrogate"] = getattr(score, options["surrogate"])()
+    if isinstance(options.get("force"), str):
+        options["force"] = getattr(score, options["force"])()
     start_key, _, run_key = jax.random.split(key, 3)  # starts as those of the other methods
     mcmc = MCMC(
         ScoreHMC(potential_fn=lambda x: -target.log_density(x), **options),

@@ -8,17 +8,17 @@ from implicitppl.infer._guides.auto_implicit import AutoImplicit
 from implicitppl.infer._guides.elbo import ImplicitELBO
 from implicitppl.infer._guides.fit import GuideFitResult, fit
 from implicitppl.infer._long.mcmc import LongMCMC
-from implicitppl.infer._score_hmc.bank import Bank
+from implicitppl.infer._score_hmc.evaluations import Evaluations
 from implicitppl.infer._score_hmc.kernel import ScoreHMC
 from implicitppl.infer._score_hmc.state import ScoreHMCState
 
 __all__ = [
     "AutoImplicit",
-    "Bank",
-    "GuideFitResult",
+    "Evaluations",
     "FunctionSamples",
     "FunctionalELBO",
     "FunctionalReport",
+    "GuideFitResult",
     "ImplicitELBO",
     "LongMCMC",
     "ScoreHMC",

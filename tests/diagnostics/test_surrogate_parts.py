@@ -1,5 +1,7 @@
 """Runs of rejections against simulation; acceptance by place and move; the fate of proposals."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,21 @@ from implicitppl.diagnostics._surrogate_report.parts import (
     run_limit,
 )
 
-NAMES = ("random walk", "long", "transition of 3", "wide transition")
+
+class Kind(NamedTuple):
+    """A row of `ScoreHMC.moves`, as far as the report reads it."""
+
+    name: str
+    follows_surrogate: bool
+    is_corrected: bool
+
+
+KINDS = (
+    Kind("random walk", False, False),
+    Kind("long", True, False),
+    Kind("transition of 3", True, True),
+    Kind("wide transition", False, True),
+)
 
 
 @pytest.mark.parametrize("acceptance", [0.05, 0.3, 0.7])
@@ -62,7 +78,7 @@ def test_acceptance_by_group_and_move():
     ties = acceptance_by(np.ones((1, 8)), np.ones((1, 8)), 2)
     assert ties.num_moves.sum() == 8 and np.isnan(ties.acceptance[1])
     assert acceptance_by(np.full((1, 3), np.nan), np.ones((1, 3)), 2).num_moves.sum() == 0
-    moves = acceptance_by_move(np.array([[0, 1, 1, 1]]), accept[:1], NAMES)
+    moves = acceptance_by_move(np.array([[0, 1, 1, 1]]), accept[:1], KINDS)
     np.testing.assert_allclose(moves.share, [0.25, 0.75, 0, 0])
     np.testing.assert_allclose(moves.acceptance, [0.1, 0.3, np.nan, np.nan])
 
@@ -73,12 +89,12 @@ def test_fate_of_proposals():
     surrogate = np.array([[0.2, 0.2, np.nan, np.inf, 5.0, 5.0]])
     integration = np.array([[0.3, 9.0, 9.0, 0.0, 0.0, 0.0]])
     accept = np.array([[np.exp(-0.5), np.exp(-0.2), 0, 0, 0, 0]])
-    fate = fate_of_proposals(move, accept, surrogate, integration, NAMES)
+    fate = fate_of_proposals(move, accept, surrogate, integration, KINDS)
     lost = np.exp(-0.3) - np.exp(-0.5) + 1 - np.exp(-0.2)
     np.testing.assert_allclose(fate.surrogate, lost / 4)
     np.testing.assert_allclose(fate.integrator, (1 - np.exp(-0.3)) / 4)
     assert (fate.refused, fate.outside) == (0.25, 0.25)
     assert sum(fate[:5]) == pytest.approx(1)
     assert fate.mean_error == pytest.approx(0.2)
-    walks = fate_of_proposals(move * 0, accept, surrogate, integration, NAMES)
+    walks = fate_of_proposals(move * 0, accept, surrogate, integration, KINDS)
     assert np.isnan(walks).all()

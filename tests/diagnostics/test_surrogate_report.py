@@ -18,7 +18,8 @@ from implicitppl.diagnostics._statistics.mixing import mixing
 from implicitppl.diagnostics._surrogate_report.parts import have_moved
 from implicitppl.diagnostics._surrogate_report.report import surrogate_checks
 
-NAMES = ("random walk", "long", "transition of 3", "wide transition")
+MOVES = ip.infer.ScoreHMC.moves
+LONG = [kind.name for kind in MOVES].index("long")
 
 
 def independence_chains(seed: int, scale: float, num_draws: int = 1000) -> tuple[Any, dict]:
@@ -50,14 +51,14 @@ def fields_of(x, accept, error, gap):
         "surrogate_error": error,
         "integration_error": zero,
         "surrogate_gap": gap,
-        "bank_distance": np.abs(x),
-        "move": zero.astype(int) + 1,
+        "evaluation_distance": np.abs(x),
+        "move": zero.astype(int) + LONG,
         "potential_energy": x**2 / 2,
     }
 
 
 def check(x: Any, fields: dict, **options: Any) -> SurrogateReport:
-    return surrogate_checks({"x": x}, fields, move_names=NAMES, **options)
+    return surrogate_checks({"x": x}, fields, moves=MOVES, **options)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def sound() -> SurrogateReport:
 
 @pytest.fixture(scope="module")
 def sticking() -> SurrogateReport:
-    return check(*independence_chains(0, 0.45), shared_bank=True)
+    return check(*independence_chains(0, 0.45), shared_evaluations=True)
 
 
 @pytest.mark.smoke
@@ -93,8 +94,8 @@ def test_a_chain_that_sticks_in_the_tail_is_flagged(sticking):
         "tails of the surrogate are lighter",
         "did not move for",
         "of 10 by energy is 0.0",
-        "Acceptance in group 5 of 5 by distance from the bank",
-        "give `mcmc.last_state.bank` to the next run",
+        "Acceptance in group 5 of 5 by distance from the evaluations",
+        "give `mcmc.last_state.evaluations` to the next run",
     ):
         assert part in text
     assert "nothing suspicious" not in text
@@ -191,24 +192,49 @@ def test_bad_input():
         surrogate_report(thinned)
 
 
-@pytest.mark.parametrize("bank_shape", [(50, 1), (4, 50, 1)])
-def test_report_of_a_run_takes_latent_sites_and_sees_who_shares(bank_shape):
-    x, fields = independence_chains(0, 1.1)
-    kernel = ip.infer.ScoreHMC(lambda: None)
-    move_fields = fields | {"move": fields["move"] + kernel.move_names.index("long") - 1}
-    mcmc = SimpleNamespace(
-        sampler=kernel,
+def run_of(x: Any, fields: dict, shape: tuple[int, ...] = (50, 1)) -> SimpleNamespace:
+    """What the report reads of a run, with evaluations of the given shape."""
+    evaluations = SimpleNamespace(z=np.zeros(shape))
+    return SimpleNamespace(
+        sampler=ip.infer.ScoreHMC(lambda: None),
         thinning=1,
         num_chains=4,
-        last_state=SimpleNamespace(z={"x": 0}, bank=SimpleNamespace(z=np.zeros(bank_shape))),
+        last_state=SimpleNamespace(z={"x": 0}, evaluations=evaluations),
         get_samples=lambda group_by_chain: {"x": x, "constant": np.zeros(x.shape)},
-        get_extra_fields=lambda group_by_chain: move_fields,
+        get_extra_fields=lambda group_by_chain: fields,
     )
+
+
+@pytest.mark.parametrize("shape", [(50, 1), (4, 50, 1)])
+def test_report_of_a_run_takes_latent_sites_and_sees_who_shares(shape):
+    x, fields = independence_chains(0, 1.1)
+    mcmc = run_of(x, fields, shape)
     report = surrogate_report(mcmc)
     assert report.ok and report.mixing.ess_bulk_at == "x"
-    assert report.shared_bank == (len(bank_shape) == 2)
+    assert report.shared_evaluations == (len(shape) == 2)
     mcmc.get_samples = lambda group_by_chain: (x, x**2)  # of a potential function
     assert surrogate_report(mcmc).mixing.ess_bulk_at == "z[0]"
+
+
+def test_the_names_of_moves_are_only_printed(monkeypatch):
+    """The report knows by flags what an exact surrogate would make of a move."""
+    x, fields = independence_chains(0, 1.1)
+    kinds = np.arange(x.size).reshape(x.shape) % len(MOVES)
+    fields = fields | {"move": kinds, "integration_error": 0.3 * np.abs(x)}
+    mcmc = run_of(x, fields)
+    report = surrogate_report(mcmc)
+    renamed = tuple(kind._replace(name=f"kind {i}") for i, kind in enumerate(MOVES))
+    monkeypatch.setattr(ip.infer.ScoreHMC, "moves", renamed)
+    other = surrogate_report(mcmc)
+    assert other.moves.names == tuple(kind.name for kind in renamed)
+    found, expected = other.to_dict(), report.to_dict()
+    for figures in (found, expected):
+        figures["moves"].pop("names")
+    assert json.dumps(found) == json.dumps(expected)
+    # The flags do matter: a walk that is said to follow the surrogate changes what is lost to it.
+    wrong = (MOVES[0]._replace(follows_surrogate=True), *MOVES[1:])
+    monkeypatch.setattr(ip.infer.ScoreHMC, "moves", wrong)
+    assert surrogate_report(mcmc).proposals != report.proposals
 
 
 @pytest.mark.slow
@@ -224,7 +250,7 @@ def test_a_run_of_score_hmc():
     mcmc = MCMC(kernel, chain_method="vectorized", progress_bar=False, **sizes)
     mcmc.run(jax.random.key(0), extra_fields=kernel.diagnostic_fields)
     report = surrogate_report(mcmc)
-    assert report.shared_bank
+    assert report.shared_evaluations
     assert report.mixing.r_hat_at in ("x[0]", "x[1]")  # not the constant, not the box
     assert report.num_evaluations[0] == 600
     assert report.num_evaluations[1] == int(mcmc.last_state.num_evaluations.sum())
@@ -232,7 +258,7 @@ def test_a_run_of_score_hmc():
     assert sum(report.proposals[:5]) == pytest.approx(1)
     assert report.ess_rates[0] > 100 and "ScoreHMC: 2 chain(s)" in str(report)
     fields = mcmc.get_extra_fields(group_by_chain=True)
-    exact_of_accept_probability(fields, kernel.move_names)
+    exact_of_accept_probability(fields, kernel.moves)
     # the kernel's own change of the gap where a proposal was taken
     change = np.diff(fields["surrogate_gap"], axis=1)
     moved = have_moved(np.asarray(mcmc.get_samples(group_by_chain=True)["x"]))
@@ -240,17 +266,15 @@ def test_a_run_of_score_hmc():
     assert np.median(np.abs(change - error)[moved]) < 1e-3
 
 
-def exact_of_accept_probability(fields, names):
-    """Names say how a move is accepted: what `fate_of_proposals` relies on."""
-    known = {"random walk", "short", "medium", "long", "transition of 3", "transition of 8"}
-    assert set(names) <= known | {"wide transition"}
+def exact_of_accept_probability(fields, moves):
+    """Flags say how a move is accepted: what `fate_of_proposals` relies on."""
     move, accept = np.asarray(fields["move"]), np.asarray(fields["accept_prob"])
     surrogate, integration = (
         np.asarray(fields[k]) for k in ("surrogate_error", "integration_error")
     )
-    for kind, name in enumerate(names):
-        here = (move == kind) & np.isfinite(surrogate)
-        if name == "random walk" or name.startswith("wide"):
+    for number, kind in enumerate(moves):
+        here = (move == number) & np.isfinite(surrogate)
+        if not kind.follows_surrogate:
             continue
-        error = surrogate[here] + (0 if "transition" in name else integration[here])
+        error = surrogate[here] + (0 if kind.is_corrected else integration[here])
         np.testing.assert_allclose(accept[here], np.exp(-np.maximum(error, 0)), atol=1e-3)

@@ -13,7 +13,7 @@ _BLUE, _ORANGE, _GREY = "#3b6fb6", "#d1560f", "#555555"
 
 
 def plot_surrogate(report: SurrogateReport, *, title: str | None = None) -> Any:
-    """Four panels: acceptance by energy, by distance from the bank, gaps, runs of rejections.
+    """Four panels: acceptance by energy and by distance from evaluations, gaps, runs of rejections.
 
     Orange is what the surrogate costs: groups below a quarter of the overall acceptance, draws
     with more than ten times the median weight, runs beyond the 1% limit.
@@ -30,14 +30,16 @@ def plot_surrogate(report: SurrogateReport, *, title: str | None = None) -> Any:
 
     Example:
         >>> import numpy as np
+        >>> import implicitppl as ip
         >>> from implicitppl.diagnostics import plot_surrogate
         >>> from implicitppl.diagnostics._surrogate_report.report import surrogate_checks
         >>> x = np.random.default_rng(0).normal(size=(2, 100))
         >>> names = ("accept_prob", "diverging", "num_evaluations", "surrogate_error",
-        ...     "integration_error", "surrogate_gap", "bank_distance", "potential_energy")
+        ...     "integration_error", "surrogate_gap", "evaluation_distance", "potential_energy")
         >>> fields = {k: abs(x) for k in names}
         >>> fields |= {"move": np.zeros((2, 100), int), "num_failures": np.zeros((2, 100, 3))}
-        >>> len(plot_surrogate(surrogate_checks({"x": x}, fields, move_names=["long"])).axes)
+        >>> report = surrogate_checks({"x": x}, fields, moves=ip.infer.ScoreHMC.moves)
+        >>> len(plot_surrogate(report).axes)
         4
     """
     from matplotlib.figure import Figure
@@ -46,7 +48,12 @@ def plot_surrogate(report: SurrogateReport, *, title: str | None = None) -> Any:
     (energy, distance), (gaps, runs) = figure.subplots(2, 2)
     overall = report.acceptance
     _places(energy, report.energy, overall, "true potential before the move, to quantile")
-    _places(distance, report.distance, overall, "distance to the bank before the move, to quantile")
+    _places(
+        distance,
+        report.distance,
+        overall,
+        "distance to the evaluations before the move, to quantile",
+    )
     _gaps(gaps, report)
     _runs(runs, report)
     for axis in (energy, distance, gaps, runs):

@@ -15,15 +15,30 @@ Shapes: `(C, N)` for chains and draws, `T = N - 1` moves between them.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-# Words in the names of moves: those that an exact surrogate would not make certain, as the target
-# itself rejects them, and those that correct the integrator within.
-NOT_FOLLOWING, CORRECTED = ("random walk", "wide"), "transition"
 FALSE_ALARMS = 0.01
+
+
+@runtime_checkable
+class Kind(Protocol):
+    """A kind of move, as a row of `ScoreHMC.moves` has it.
+
+    Attributes:
+        name: for tables; nothing is read from it.
+        follows_surrogate: whether an exact surrogate would be accepted but for the integrator.
+        is_corrected: whether the integrator is corrected within the move.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def follows_surrogate(self) -> bool: ...
+    @property
+    def is_corrected(self) -> bool: ...
 
 
 class Groups(NamedTuple):
@@ -121,13 +136,13 @@ def acceptance_by(
 
 
 def acceptance_by_move(
-    move: Int[np.ndarray, "C N"], accept_prob: Float[np.ndarray, "C N"], names: Sequence[str]
+    move: Int[np.ndarray, "C N"], accept_prob: Float[np.ndarray, "C N"], kinds: Sequence[Kind]
 ) -> Moves:
     """Share and acceptance of each kind of move."""
-    count = np.bincount(move.ravel(), minlength=len(names))
-    total = np.bincount(move.ravel(), accept_prob.ravel(), len(names))
+    count = np.bincount(move.ravel(), minlength=len(kinds))
+    total = np.bincount(move.ravel(), accept_prob.ravel(), len(kinds))
     mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    return Moves(tuple(names), count / move.size, mean)
+    return Moves(tuple(kind.name for kind in kinds), count / move.size, mean)
 
 
 def run_limit(num_trials: int, acceptance: float, level: float = FALSE_ALARMS) -> int:
@@ -194,7 +209,7 @@ def fate_of_proposals(
     accept_prob: Float[np.ndarray, "C N"],
     surrogate_error: Float[np.ndarray, "C N"],
     integration_error: Float[np.ndarray, "C N"],
-    names: Sequence[str],
+    kinds: Sequence[Kind],
 ) -> Proposals:
     """What moves that follow the surrogate lost to its errors, to the integrator, to refusal.
 
@@ -203,8 +218,8 @@ def fate_of_proposals(
     within: an exact surrogate would give 1. Random walks, and transitions under a wider density,
     are rejected by the target itself and left out.
     """
-    follows = np.array([not any(word in name for word in NOT_FOLLOWING) for name in names])
-    corrected = np.array([CORRECTED in name for name in names])
+    follows = np.array([kind.follows_surrogate for kind in kinds])
+    corrected = np.array([kind.is_corrected for kind in kinds])
     kept = follows[move]
     if not kept.any():
         return Proposals(*[float("nan")] * 6)

@@ -19,6 +19,7 @@ from implicitppl._core.checks import check_count
 from implicitppl.diagnostics._statistics.mixing import Mixing, mixing
 from implicitppl.diagnostics._surrogate_report.parts import (
     Groups,
+    Kind,
     Moves,
     Proposals,
     Runs,
@@ -49,7 +50,7 @@ FIELDS = (
     "surrogate_error",
     "integration_error",
     "surrogate_gap",
-    "bank_distance",
+    "evaluation_distance",
     "move",
     "potential_energy",
 )
@@ -63,13 +64,13 @@ class SurrogateReport:
     Attributes:
         num_chains: C.
         num_draws: N, of each chain.
-        shared_bank: whether the chains learned from the same evaluations.
+        shared_evaluations: whether the chains learned from the same.
         mixing: worst R-hat and effective draws.
         num_evaluations: of the true target by all chains: after warm-up, and in all.
         ess_rates: bulk effective draws in 1,000 evaluations: after warm-up, and in all.
         tail: Pareto k-hat and quantiles of the importance weights.
         energy: acceptance by decile of the true potential before the move.
-        distance: acceptance by fifth of the distance to the bank before the move.
+        distance: acceptance by fifth of the distance to the evaluations before the move.
         moves: share and acceptance by kind of move.
         runs: longest runs of rejections of each chain.
         proposals: what trajectories were accepted and lost to.
@@ -84,7 +85,7 @@ class SurrogateReport:
 
     num_chains: int
     num_draws: int
-    shared_bank: bool
+    shared_evaluations: bool
     mixing: Mixing
     num_evaluations: tuple[int, int]
     ess_rates: tuple[float, float]
@@ -119,7 +120,7 @@ def surrogate_report(mcmc: Any) -> SurrogateReport:
     """Report on a finished run of `ScoreHMC`: mixing, the surrogate's tails, where chains stick.
 
     It costs no evaluation of the target. All of it starts from the draws: of a mode that no chain
-    has met nothing is seen, and chains that share a bank miss modes together.
+    has met nothing is seen, and chains that learn together miss modes together.
 
     Args:
         mcmc: `numpyro.infer.MCMC` with a `ScoreHMC` kernel, after `run` with
@@ -146,7 +147,7 @@ def surrogate_report(mcmc: Any) -> SurrogateReport:
     """
     kernel = mcmc.sampler
     # known by its attributes: diagnostics may not import what makes inference
-    if not (hasattr(kernel, "diagnostic_fields") and hasattr(kernel, "move_names")):
+    if not (hasattr(kernel, "diagnostic_fields") and hasattr(kernel, "moves")):
         raise TypeError(f"`mcmc` must have a `ScoreHMC` kernel; got {type(kernel).__name__}.")
     if mcmc.last_state is None:
         raise ValueError("`mcmc` must have run; got one without samples.")
@@ -157,25 +158,30 @@ def surrogate_report(mcmc: Any) -> SurrogateReport:
     if isinstance(draws, Mapping) and isinstance(names, Mapping):
         draws = {k: v for k, v in draws.items() if k in names}
     fields = mcmc.get_extra_fields(group_by_chain=True)
-    shared = mcmc.num_chains > 1 and mcmc.last_state.bank.z.ndim == 2
-    return surrogate_checks(draws, fields, move_names=kernel.move_names, shared_bank=shared)
+    shared = mcmc.num_chains > 1 and mcmc.last_state.evaluations.z.ndim == 2
+    return surrogate_checks(draws, fields, moves=kernel.moves, shared_evaluations=shared)
 
 
 def surrogate_checks(
-    draws: Any, fields: Mapping[str, Any], *, move_names: Sequence[str], shared_bank: bool = False
+    draws: Any,
+    fields: Mapping[str, Any],
+    *,
+    moves: Sequence[Kind],
+    shared_evaluations: bool = False,
 ) -> SurrogateReport:
     """`surrogate_report` from arrays.
 
     Args:
         draws: dict of `(C, N, ...)` draws by site, or any PyTree of such arrays.
         fields: `accept_prob`, `diverging`, `num_evaluations`, `surrogate_error`,
-            `integration_error`, `surrogate_gap`, `bank_distance`, `move` and `potential_energy`,
-            `(C, N)`; `num_failures` `(C, N, 3)`; as the states of `ScoreHMC` have them. For random
-            targets also `noise_variance` `(C, N)`; their `surrogate_gap` holds the noise, too.
-        move_names: what `move` counts, in the words of `ScoreHMC.move_names`: "random walk" and
-            "wide" are moves that the target itself rejects, a "transition" corrects the integrator
-            within.
-        shared_bank: whether chains learned from the same evaluations.
+            `integration_error`, `surrogate_gap`, `evaluation_distance`, `move` and
+            `potential_energy`, `(C, N)`; `num_failures` `(C, N, 3)`; as the states of `ScoreHMC`
+            have them. For random targets also `noise_variance` `(C, N)`; their `surrogate_gap`
+            holds the noise, too.
+        moves: what `move` counts, rows with a `name` and two flags, as `ScoreHMC.moves` has them:
+            the target itself rejects moves without `follows_surrogate`, and those that have
+            `is_corrected` correct the integrator within.
+        shared_evaluations: whether chains learned from the same evaluations.
 
     Returns:
         `SurrogateReport`.
@@ -189,6 +195,7 @@ def surrogate_checks(
 
     Example:
         >>> import numpy as np
+        >>> import implicitppl as ip
         >>> from implicitppl.diagnostics._surrogate_report.report import surrogate_checks
         >>> rng = np.random.default_rng(0)
         >>> x = rng.normal(size=(4, 500))                         # N(0, 1), as if independent
@@ -196,10 +203,10 @@ def surrogate_checks(
         >>> fields = {
         ...     "accept_prob": zero + 1, "diverging": zero > 0, "move": np.zeros((4, 500), int),
         ...     "num_evaluations": np.arange(500) + zero, "num_failures": np.zeros((4, 500, 3)),
-        ...     "surrogate_error": zero, "integration_error": zero, "bank_distance": abs(x),
+        ...     "surrogate_error": zero, "integration_error": zero, "evaluation_distance": abs(x),
         ...     "potential_energy": x**2 / 2, "surrogate_gap": x**2 / 2 - x**2 / 2 / 0.3**2,
         ... }
-        >>> found = surrogate_checks({"x": x}, fields, move_names=["long"])
+        >>> found = surrogate_checks({"x": x}, fields, moves=ip.infer.ScoreHMC.moves)
         >>> found.ess_rates[0] > 900, found.tail.k_hat > 0.7       # the surrogate is N(0, .09)
         (True, True)
         >>> print(found.warnings[0])
@@ -215,10 +222,10 @@ def surrogate_checks(
     found = mixing(labels, table)
     runs = longest_runs(moved, accept[:, 1:])
     by_energy = acceptance_by(energy[:, :-1], accept[:, 1:], 10)
-    by_distance = acceptance_by(values["bank_distance"][:, :-1], accept[:, 1:], 5)
+    by_distance = acceptance_by(values["evaluation_distance"][:, :-1], accept[:, 1:], 5)
     move = values["move"].astype(int)
     errors = values["surrogate_error"], values["integration_error"]
-    fate = fate_of_proposals(move, accept, *errors, move_names)
+    fate = fate_of_proposals(move, accept, *errors, moves)
     tail = surrogate_tail(gap, moved)
     diverging, mean = float(values["diverging"].mean()), float(accept.mean())
     noise = float(np.mean(np.asarray(fields.get("noise_variance", np.nan))))
@@ -228,7 +235,7 @@ def surrogate_checks(
         *tail_warnings(tail),
         *run_warnings(runs),
         *place_warnings("energy", by_energy, mean),
-        *place_warnings("distance from the bank", by_distance, mean),
+        *place_warnings("distance from the evaluations", by_distance, mean),
         *proposal_warnings(fate),
         *failure_warnings(diverging, failures),
         *noise_warnings(noise),
@@ -236,14 +243,14 @@ def surrogate_checks(
     return SurrogateReport(
         num_chains=table.shape[0],
         num_draws=table.shape[1],
-        shared_bank=shared_bank,
+        shared_evaluations=shared_evaluations,
         mixing=found,
         num_evaluations=(after, total),
         ess_rates=(1000 * found.ess_bulk / after, 1000 * found.ess_bulk / total),
         tail=tail,
         energy=by_energy,
         distance=by_distance,
-        moves=acceptance_by_move(move, accept, move_names),
+        moves=acceptance_by_move(move, accept, moves),
         runs=runs,
         proposals=fate,
         acceptance=mean,

@@ -17,19 +17,20 @@ from implicitppl.diagnostics._surrogate_report.warnings import (
 
 _WIDTH, _MAX_CHAINS = 100, 10
 SHARED = (
-    "The chains share one bank: R-hat cannot see a mode that all of them miss. Run once with "
-    "chain_method='sequential', where each chain learns alone, and compare."
+    "The chains share their evaluations: R-hat cannot see a mode that all of them miss. Run once "
+    "with chain_method='sequential', where each chain learns alone, and compare."
 )
 ALONE = "Each chain learned alone: R-hat also compares what the surrogates know."
 
 
 def text_of(report: Any) -> str:
     """The text of a `SurrogateReport`."""
-    bank = "one bank for all" if report.shared_bank else "a bank of its own for each"
+    shared = report.shared_evaluations
+    learning = "all learn from the same" if shared else "each learns from its own"
     after, total = report.num_evaluations
     head = (
-        f"ScoreHMC: {report.num_chains} chain(s) of {report.num_draws} draws, {bank}; "
-        f"{total:,} evaluations, {after:,} of them after warm-up"
+        f"ScoreHMC: {report.num_chains} chain(s) of {report.num_draws} draws; {total:,} "
+        f"evaluations, {after:,} of them after warm-up; {learning}"
     )
     blocks = [
         [head],
@@ -38,7 +39,7 @@ def text_of(report: Any) -> str:
         _table(_fate_rows(report)),
         _table(_move_rows(report.moves)),
         _groups("energy before the move", report.energy),
-        _groups("distance to the bank before", report.distance),
+        _groups("distance before the move", report.distance),
         _runs(report.runs),
         _verdict(report),
     ]
@@ -169,7 +170,7 @@ def _runs(runs: Any) -> list[str]:
 def _verdict(report: Any) -> list[str]:
     lines = []
     if report.num_chains > 1:
-        lines += textwrap.wrap(SHARED if report.shared_bank else ALONE, _WIDTH)
+        lines += textwrap.wrap(SHARED if report.shared_evaluations else ALONE, _WIDTH)
     if not report.warnings:
         return [*lines, "Warnings: nothing suspicious."]
     lines.append(f"Warnings: {len(report.warnings)}")

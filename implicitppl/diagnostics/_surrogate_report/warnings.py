@@ -29,7 +29,10 @@ MAX_R_HAT, MIN_ESS, MILD_OVERLAP = 1.01, 400, 0.95
 MAX_NOISE = 2.0
 LOW_GROUP = 0.25
 MAX_SURROGATE, MAX_INTEGRATOR, MAX_REFUSED, MAX_DIVERGING = 0.5, 0.35, 0.25, 0.01
-LONGER = "Make the warm-up longer, or give `mcmc.last_state.bank` to the next run (`bank=`)."
+LONGER = (
+    "Make the warm-up longer, or give `mcmc.last_state.evaluations` to the next run "
+    "(`evaluations=`)."
+)
 
 
 def mixing_warnings(mixing: Mixing, runs: Runs) -> list[str]:
@@ -69,7 +72,7 @@ def tail_warnings(tail: SurrogateTail) -> list[str]:
     if math.isnan(tail.overlap):
         return [
             "The surrogate has no potential to compare: none was fitted, and all moves were random "
-            "walks (make the warm-up longer), or its force is a score estimate (`surrogate=`)."
+            "walks (make the warm-up longer), or its force is a score estimate (`force=`)."
         ]
     if math.isnan(tail.k_hat):
         return ["Fewer than 25 distinct states: Pareto k-hat is unknown. Draw more."]

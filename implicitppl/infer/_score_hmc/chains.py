@@ -1,62 +1,70 @@
-"""The chains that share a bank and a surrogate, their options, and what an iteration reports."""
+"""The chains that learn together, what is set for all of them, and what an iteration reports."""
 
 from typing import NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int
 
-from implicitppl.infer._score_hmc.bank import Bank
-from implicitppl.infer._score_hmc.kinds import Adaptation
-from implicitppl.infer._score_hmc.learners.history import History
-from implicitppl.infer._score_hmc.learners.surrogate import Surrogate
+from implicitppl.infer._score_hmc.learners.learner import Learned, Learner
 from implicitppl.infer._score_hmc.noise import Meter, Noise
-from implicitppl.infer._score_hmc.plan import Plan
 
 
 class Options(NamedTuple):
-    """What does not change: the schedule and the user's choices.
+    """What does not change.
 
-    `history` is how a force is learned from states; None where values are regressed on.
+    Attributes:
+        learner: how a force is learned, and when.
+        correlation: of the noise of a proposal with that of the current point.
+        random: whether two evaluations at the same point differ.
+        length: of all trajectories; None for that of their kind.
     """
 
-    plan: Plan
-    dense: bool
-    safe: float
+    learner: Learner
     correlation: float = 0.0
     random: bool = False
-    step_size: float | None = None
     length: float | None = None
-    history: History | None = None
+
+
+class Estimate(NamedTuple):
+    """What each of C chains keeps of the target at its point.
+
+    Attributes:
+        potential: U, as it was when the point was accepted.
+        noise: behind it, of random boxes.
+        meter: of the variance of such estimates.
+    """
+
+    potential: Float[Array, " C"]
+    noise: Noise
+    meter: Meter
 
 
 class Chains(NamedTuple):
-    """States of C chains; `surrogate`, `adaptation` and `bank` are shared."""
+    """C chains, and what they have learned together."""
 
     z: Float[Array, "C D"]
-    potential: Float[Array, " C"]
     outputs: dict[str, Float[Array, "C P"]]
-    noise: Noise
-    meter: Meter
-    surrogate: Surrogate
-    adaptation: Adaptation
-    bank: Bank
+    estimate: Estimate
+    learned: Learned
 
 
-class Statistics(NamedTuple):
-    """What an iteration reports for each chain.
+class Report(NamedTuple):
+    """What an iteration reports, for each chain.
 
     Attributes:
         accept_prob: probability with which the proposal was accepted.
         diverging: whether the trajectory or the target was not finite at its end.
-        num_steps: leapfrog steps.
+        num_steps: leapfrog steps; they cost no evaluation.
         integration_error: change of the surrogate's energy along the last trajectory; NaN, as the
-            next two, for a force from the history, which has no potential.
+            next two, for a force that has no potential.
         surrogate_error: change of U - U~ from the current point to the proposal; NaN before the
             first fit and where the proposal was refused.
         surrogate_gap: U - U~ at the point after the move; NaN before the first fit.
-        bank_distance: from the point after the move to the nearest evaluation, in the coordinates
-            of the trajectories; NaN in warm-up.
+        evaluation_distance: from the point after the move to the nearest evaluation, in the
+            coordinates of the trajectories; NaN in warm-up.
         move: kind of the move.
-        failures: (3,) failures of the host by exception, NaN, time-out.
+        failures: (3,) of this evaluation, by exception, NaN, time-out.
+        step_size: of the leapfrog integrator.
+        num_kept: evaluations kept to learn from.
     """
 
     accept_prob: Float[Array, " C"]
@@ -65,6 +73,8 @@ class Statistics(NamedTuple):
     integration_error: Float[Array, " C"]
     surrogate_error: Float[Array, " C"]
     surrogate_gap: Float[Array, " C"]
-    bank_distance: Float[Array, " C"]
+    evaluation_distance: Float[Array, " C"]
     move: Int[Array, " C"]
     failures: Int[Array, "C 3"]
+    step_size: Float[Array, " C"]
+    num_kept: Int[Array, " C"]

@@ -1,5 +1,6 @@
 """`ScoreHMC`: the NumPyro kernel. It translates between NumPyro's states and the pure iteration."""
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,16 +15,17 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.util import constrain_fn
 from numpyro.util import find_stack_level, identity, is_prng_key
 
-import implicitppl.infer._score_hmc.kinds as _adapt
-from implicitppl.infer._score_hmc.bank import Bank, add, check_bank, empty_bank
+import implicitppl.infer._score_hmc.kinds as kinds
 from implicitppl.infer._score_hmc.chains import Chains, Options
-from implicitppl.infer._score_hmc.learners.history import History, check_estimator, make_history
-from implicitppl.infer._score_hmc.learners.surrogate import Model, unfitted
-from implicitppl.infer._score_hmc.noise import Noise, draw, new_meter, warn_if_large
-from implicitppl.infer._score_hmc.plan import Plan, make_plan
-from implicitppl.infer._score_hmc.problem import Evaluation
-from implicitppl.infer._score_hmc.reuse import add_all, reused
+from implicitppl.infer._score_hmc.evaluations import Evaluations, add, empty_evaluations
+from implicitppl.infer._score_hmc.learners.learner import Choices, Learner
+from implicitppl.infer._score_hmc.learners.states import check_force, make_states
+from implicitppl.infer._score_hmc.learners.values import make_values
+from implicitppl.infer._score_hmc.noise import draw, warn_if_large
+from implicitppl.infer._score_hmc.problem import Model
+from implicitppl.infer._score_hmc.reuse import Earlier, earlier
 from implicitppl.infer._score_hmc.start import (
+    Start,
     find_start,
     opaque_target,
     starting_points,
@@ -31,6 +33,7 @@ from implicitppl.infer._score_hmc.start import (
 )
 from implicitppl.infer._score_hmc.state import (
     ScoreHMCState,
+    first_state,
     same_for_all,
     with_chain_axis,
     without_chain_axis,
@@ -52,7 +55,7 @@ class ScoreHMC(MCMCKernel):
     Warm-up finds starting points, learns the surrogate, its coordinates and step size, and compares
     kinds of moves (trajectories of three lengths, transitions of several trajectories with one
     correction, a random walk) by squared jumps for each evaluation. After it nothing changes. In
-    `chain_method="vectorized"` all chains share one bank of evaluations, which is the economical
+    `chain_method="vectorized"` chains learn from the evaluations of all, which is the economical
     way; in the others each chain learns alone.
 
     Args:
@@ -67,17 +70,17 @@ class ScoreHMC(MCMCKernel):
         dense_mass: whether coordinates of trajectories are rotated, or only scaled.
         safe_move_prob: share of random-walk moves after warm-up. They reach every state, so it may
             not be 0.
-        bank: evaluations of this target from earlier runs or a design, see `Bank`. With black
+        evaluations: of this target, from earlier runs or a design, see `Evaluations`. With black
             boxes, or a model, the data may be others: potentials are computed anew from the outputs
             kept. For a `potential_fn` one evaluation checks that it is the same.
-        bank_size: how many evaluations are kept to learn from; default 1000 to 2000 by dimension.
-        surrogate: None for a regression on the values of the target. A score estimator, such as
-            `ip.score.Gaussian()`, `ip.score.SSGE()` or `ip.score.KEF()`: the force is then its
-            score of where the chains have been, for targets without black boxes. It learns no
-            faster than chains mix by random walks: 300 iterations of warm-up are too few for 10
-            correlated dimensions, 1000 barely enough. Of the states `bank_size` are kept, at
-            most 500 by default, and the newer half of all is used. An estimate is not refused for
-            its error, as by `ip.score.select`; `Gaussian()` is the safe choice.
+        num_kept: how many evaluations are kept to learn from; default 1000 to 2000 by dimension.
+        force: None for the gradient of a surrogate, a regression on the values of the target. A
+            score estimator, such as `ip.score.Gaussian()`, `ip.score.SSGE()` or `ip.score.KEF()`:
+            the force is then its score of where the chains have been, for targets without black
+            boxes. It learns no faster than chains mix by random walks: 300 iterations of warm-up
+            are too few for 10 correlated dimensions, 1000 barely enough. Of the states `num_kept`
+            are kept, at most 500 by default, and the newer half of all is used. An estimate is not
+            refused for its error, as by `ip.score.select`; `Gaussian()` is the safe choice.
         noise_correlation: of the noise of a proposal with that of the current point, for boxes with
             `noise=` (correlated pseudo-marginal); 0 draws it anew.
         init_strategy: of NumPyro, for starting points; those with an infinite potential are drawn
@@ -86,7 +89,7 @@ class ScoreHMC(MCMCKernel):
     Raises:
         ValueError: for both or neither of `model` and `potential_fn`, a discrete latent site, a
             starting point of infinite potential or without a site given by the user, an option out
-            of range, a score estimator with black boxes or a `bank`, a `bank` of another target.
+            of range, a score estimator with black boxes or `evaluations`, those of another target.
         RuntimeError: if no starting point with a finite potential is found.
 
     Collect `extra_fields=ScoreHMC.diagnostic_fields` for `diagnostics.surrogate_report`.
@@ -96,8 +99,9 @@ class ScoreHMC(MCMCKernel):
     quadratic terms to learn: give the warm-up more evaluations than that, and start near the bulk
     (`init_to_median`) where the posterior is much narrower than the starting points.
 
-    Fails where the target has structure finer than the bank can show: strongly curved valleys in
-    many dimensions, modes that no chain has met. Check R-hat over chains that learned alone.
+    Fails where the target has structure finer than the evaluations can show: strongly curved
+    valleys in many dimensions, modes that no chain has met. Check R-hat over chains that learned
+    alone.
 
     Reference: Strathmann et al. (2015), Gradient-free Hamiltonian Monte Carlo with efficient kernel
     exponential families; Rasmussen (2003), Gaussian processes to speed up hybrid Monte Carlo;
@@ -127,7 +131,8 @@ class ScoreHMC(MCMCKernel):
     """
 
     options_stay = True  # as they were given: `LongMCMC` compares all of them
-    move_names = _adapt.NAMES
+    state_layout = 2  # which fields the state has: another number refuses stored runs
+    moves = kinds.MOVES
     diagnostic_fields = (
         "accept_prob",
         "diverging",
@@ -137,11 +142,11 @@ class ScoreHMC(MCMCKernel):
         "surrogate_error",
         "integration_error",
         "surrogate_gap",
-        "bank_distance",
+        "evaluation_distance",
         "move",
         "potential_energy",
         "step_size",
-        "bank_size",
+        "num_kept",
     )
 
     def __init__(
@@ -153,9 +158,9 @@ class ScoreHMC(MCMCKernel):
         step_size: float | None = None,
         dense_mass: bool = True,
         safe_move_prob: float = 0.1,
-        bank: Bank | None = None,
-        bank_size: int | None = None,
-        surrogate: Any = None,
+        evaluations: Evaluations | None = None,
+        num_kept: int | None = None,
+        force: Any = None,
         noise_correlation: float = 0.0,
         init_strategy: Callable[..., Any] = init_to_uniform,
     ) -> None:
@@ -171,21 +176,23 @@ class ScoreHMC(MCMCKernel):
                 raise ValueError(f"`{name}` must be positive and finite; got {value}.")
         if not 0 <= noise_correlation < 1:
             raise ValueError(f"`noise_correlation` must be in [0, 1); got {noise_correlation}.")
-        if bank_size is not None and bank_size < 16:
-            raise ValueError(f"`bank_size` must be at least 16; got {bank_size}.")
-        if bank is not None and not isinstance(bank, Bank):
-            raise ValueError(f"`bank` must be a `Bank` or None; got {type(bank).__name__}.")
-        if surrogate is not None:
-            check_estimator(surrogate, bank)
+        if num_kept is not None and num_kept < 16:
+            raise ValueError(f"`num_kept` must be at least 16; got {num_kept}.")
+        if evaluations is not None and not isinstance(evaluations, Evaluations):
+            raise ValueError(
+                f"`evaluations` must be `Evaluations` or None; got {type(evaluations).__name__}."
+            )
+        if force is not None:
+            check_force(force, evaluations)
         self._model = model
         self._potential_fn = potential_fn
         self._trajectory_length = trajectory_length
         self._step_size = step_size
         self._dense_mass = dense_mass
         self._safe_move_prob = safe_move_prob
-        self._bank = bank
-        self._bank_size = bank_size
-        self._surrogate = surrogate
+        self._evaluations = evaluations
+        self._num_kept = num_kept
+        self._force = force
         self._noise_correlation = float(noise_correlation)
         self._init_strategy = init_strategy
         self._sample_fn: Any = None
@@ -221,132 +228,49 @@ class ScoreHMC(MCMCKernel):
         model_args: tuple[Any, ...],
         model_kwargs: dict[str, Any] | None,
     ) -> ScoreHMCState:
-        """Return the first state: starting points with a finite potential, and an empty bank."""
-        kwargs = model_kwargs or {}
+        """Return the first state: starting points with a finite potential, and no force."""
+        args, kwargs = tuple(model_args), model_kwargs or {}
         single = is_prng_key(rng_key)
         keys = rng_key[None] if single else rng_key
+        next_keys, start_keys = jnp.swapaxes(jax.vmap(jax.random.split)(keys), 0, 1)
         init_params = starting_points(init_params, single)
-        own, start_keys = jnp.swapaxes(jax.vmap(jax.random.split)(keys), 0, 1)
-        target = opaque_target(self._model, self._potential_fn, init_params, model_args, kwargs)
-        problem, self._unravel = target.problem, target.unravel
-        self._problem = problem
-        z, noise, found, tries = find_start(
-            start_keys, target, self._init_strategy, init_params, model_args, kwargs
-        )
-        num_chains, dimension = z.shape
-        structure = problem.structure(z[0])
-        bank, num_known, num_tried = self._first_bank(num_warmup, z, structure, model_args, kwargs)
-        bank, tries = add(bank, z, found), tries.at[0].add(num_tried)
-        plan = make_plan(num_warmup, num_chains, dimension, num_known)
-        history = self._history(plan, z)
-        if history is not None:
-            plan, bank = history.plan, history.empty(z)
-        options = Options(
-            plan,
-            self._dense_mass,
-            self._safe_move_prob,
-            self._noise_correlation,
-            problem.is_random,
-            self._step_size,
-            self._trajectory_length,
-            history,
-        )
-        if num_warmup > 0 and not plan.fits:
-            warnings.warn(
-                f"A warm-up of {num_warmup} iterations is too short to learn a surrogate of "
-                f"{dimension} dimensions: only random walks are made. Use 100 or more.",
-                stacklevel=find_stack_level(),
-            )
-        if self._noise_correlation > 0 and not problem.noise:
-            raise ValueError(
-                "`noise_correlation` needs a black box with `noise=`; the model has none."
-            )
-        self._sample_fn = lambda keys, i, chains, model: step(keys, i, chains, model, options)
-        zero = jnp.zeros((num_chains,), z.dtype)
-        count = jnp.zeros((num_chains,), jnp.int32)
-        adaptation = _adapt.initial(dimension, z.dtype)
-        state = ScoreHMCState(
-            i=jnp.array(0),
-            z=self._pack(z, found.outputs),
-            potential_energy=found.potential,
-            accept_prob=zero,
-            mean_accept_prob=zero,
-            diverging=zero > 0,
-            num_steps=count,
-            integration_error=zero,
-            surrogate_error=zero,
-            surrogate_gap=zero * jnp.nan,
-            bank_distance=zero * jnp.nan,
-            move=count,
-            num_evaluations=count + tries,
-            num_failures=jnp.zeros((num_chains, 3), jnp.int32) + found.failures,
-            noise=noise,
-            noise_variance=zero * jnp.nan,
-            noise_meter=new_meter(num_chains, z.dtype),
-            bank_size=count + bank.size,
-            step_size=zero + adaptation.step_size,
-            adaptation=adaptation,
-            surrogate=unfitted(bank, z) if history is None else history.unfitted(z),
-            bank=bank,
-            rng_key=own,
-        )
+        target = opaque_target(self._model, self._potential_fn, init_params, args, kwargs)
+        self._problem, self._unravel, self._num_warmup = target.problem, target.unravel, num_warmup
+        start = find_start(start_keys, target, self._init_strategy, init_params, args, kwargs)
+        known = earlier(self._evaluations, self._problem, start.z, args, kwargs)
+        learner = self._learner(num_warmup, start, known)
+        self._sample_fn = functools.partial(step, options=self._options(learner))
+        learned = learner.begin(start, known, self._problem)
+        z = self._pack(start.z, start.evaluation.outputs)
+        state = first_state(start, known.num_tried, z, learned, next_keys)
         return without_chain_axis(state) if single else state
 
     def sample(
         self, state: ScoreHMCState, model_args: tuple[Any, ...], model_kwargs: Any
     ) -> ScoreHMCState:
         """Return the next state, with one evaluation of the true target for each chain."""
-        batched = is_prng_key(state.rng_key)
-        state = with_chain_axis(state) if batched else state
+        single = is_prng_key(state.rng_key)
+        state = with_chain_axis(state) if single else state
         keys, next_keys = jnp.swapaxes(jax.vmap(jax.random.split)(state.rng_key), 0, 1)
-        z, outputs = self._unpack(state.z)
-        chains = Chains(
-            z,
-            state.potential_energy,
-            outputs,
-            state.noise,
-            state.noise_meter,
-            state.surrogate,
-            state.adaptation,
-            state.bank,
-        )
-        i = same_for_all(state.i)
+        i, warmup = same_for_all(state.i), self._num_warmup
         model = Model(self._problem, tuple(model_args), dict(model_kwargs or {}))
-        chains, found = self._sample_fn(keys, i, chains, model)
-        warmup = self._num_warmup
+        chains = Chains(*self._unpack(state.z), state.estimate, state.learned)
+        chains, report = self._sample_fn(keys, i, chains, model)
         if self._problem.is_random and self._noise_correlation == 0:
-            warn_if_large(i == warmup - 1, chains.meter.variance)
-        n = jnp.where(i < warmup, i + 1, i + 1 - warmup).astype(z.dtype)
-        mean = jnp.where(i == warmup, 0, state.mean_accept_prob)
+            warn_if_large(i == warmup - 1, chains.estimate.meter.variance)
         new = ScoreHMCState(
             i=state.i + 1,
             z=self._pack(chains.z, chains.outputs),
-            potential_energy=chains.potential,
-            accept_prob=found.accept_prob,
-            mean_accept_prob=mean + (found.accept_prob - mean) / n,
-            diverging=found.diverging,
-            num_steps=found.num_steps,
-            integration_error=found.integration_error,
-            surrogate_error=found.surrogate_error,
-            surrogate_gap=found.surrogate_gap,
-            bank_distance=found.bank_distance,
-            move=found.move,
-            num_evaluations=state.num_evaluations + 1,
-            num_failures=state.num_failures + found.failures,
-            noise=chains.noise,
-            noise_variance=chains.meter.variance,
-            noise_meter=chains.meter,
-            bank_size=jnp.zeros_like(state.bank_size) + chains.bank.size,
-            step_size=jnp.zeros_like(state.step_size) + chains.adaptation.step_size,
-            adaptation=chains.adaptation,
-            surrogate=chains.surrogate,
-            bank=chains.bank,
+            estimate=chains.estimate,
+            report=report,
+            counts=state.counts.after(i, warmup, report),
+            learned=chains.learned,
             rng_key=next_keys,
         )
-        return without_chain_axis(new) if batched else new
+        return without_chain_axis(new) if single else new
 
-    def evaluate(self, rng_key: Array, points: Any, *args: Any, **kwargs: Any) -> Bank:
-        """Return a bank of evaluations of the true target at given points, for `bank=`.
+    def evaluate(self, rng_key: Array, points: Any, *args: Any, **kwargs: Any) -> Evaluations:
+        """Return evaluations of the true target at given points, for `evaluations=`.
 
         Say those of a space-filling design, or draws of a guide that was fitted to a rough model.
 
@@ -365,21 +289,16 @@ class ScoreHMC(MCMCKernel):
             raise ValueError(f"`points` must have one leading axis of points; got {sorted(sizes)}.")
         like = points if self._model is None else None
         target = opaque_target(self._model, self._potential_fn, like, args, kwargs)
-        problem, z = target.problem, points
+        model, z = Model(target.problem, args, kwargs), points
         if self._model is not None:
             z = unconstrained(target, points, args, kwargs)
         flat = jax.vmap(lambda p: ravel_pytree(p)[0])(z)
         keys = jax.random.split(rng_key, flat.shape[0])
-        noise = draw(keys, problem.noise)
-
-        def one(z: Array, key: Array, noise: Noise) -> Evaluation:
-            return problem.evaluate(z, key, noise, args, kwargs)
-
-        found = jax.jit(jax.vmap(one))(flat, keys, noise)
-        bank = empty_bank(
-            max(flat.shape[0], 2), flat.shape[1], problem.structure(flat[0]), flat.dtype
-        )
-        return add(bank, flat, found)
+        noise = draw(keys, model.problem.noise)
+        new = jax.jit(jax.vmap(model.evaluate))(flat, keys, noise)
+        size, dimension = flat.shape
+        structure = model.problem.structure(flat[0])
+        return add(empty_evaluations(max(size, 2), dimension, structure, flat.dtype), flat, new)
 
     def postprocess_fn(self, args: tuple[Any, ...], kwargs: Any) -> Callable[[Any], Any]:
         """Return the map from `z` to constrained values; boxes keep their outputs: no host call."""
@@ -401,40 +320,45 @@ class ScoreHMC(MCMCKernel):
         state.pop("_problem", None)
         return state
 
-    def _first_bank(
-        self, num_warmup: int, z: Array, structure: dict, args: tuple[Any, ...], kwargs: Any
-    ) -> tuple[Bank, int, int]:
-        """Return the bank, how many rows it has, and how many evaluations were made for it."""
-        num_chains, dimension = z.shape
-        self._num_warmup = num_warmup
-        capacity = self._bank_size or default_capacity(dimension)
-        added = num_chains * (num_warmup + 1)
-        if self._bank is None:
-            size = max(min(capacity, added), num_chains, 2)
-            return empty_bank(size, dimension, structure, z.dtype), 0, 0
-        check_bank(self._bank, dimension, structure)
-        old, found, num_tried = reused(self._bank, self._problem, tuple(args), kwargs)
-        size = max(min(capacity, old.shape[0] + added), num_chains, 2)
-        bank = add_all(empty_bank(size, dimension, structure, z.dtype), old, found)
-        return bank, min(size, old.shape[0]), num_tried
+    def _learner(self, num_warmup: int, start: Start, known: Earlier) -> Learner:
+        """Return how a force is learned, from values or from states; warns if it cannot be.
 
-    def _history(self, plan: Plan, z: Array) -> History | None:
-        if self._surrogate is None:
-            return None
-        if self._problem.boxes:
+        Raises:
+            ValueError: for a score estimator with black boxes, or with too few states.
+        """
+        choices = Choices(self._safe_move_prob, self._dense_mass, self._step_size)
+        shape = start.z.shape
+        learner: Learner
+        if self._force is None:
+            learner = make_values(num_warmup, shape, len(known.z), self._num_kept, choices)
+        elif self._problem.boxes:
             raise ValueError(
-                "`surrogate` must be None for a model with black boxes; got "
-                f"{type(self._surrogate).__name__}. The score of a history knows nothing of "
+                "`force` must be None for a model with black boxes; got "
+                f"{type(self._force).__name__}. The score of a history knows nothing of "
                 f"{sorted(self._problem.boxes)}, whose outputs a regression learns."
             )
-        return make_history(
-            self._surrogate,
-            plan,
-            (len(z), z.shape[1]),
-            self._bank_size,
-            self._dense_mass,
-            self._step_size,
-        )
+        else:
+            learner = make_states(self._force, num_warmup, shape, self._num_kept, choices)
+        if num_warmup > 0 and not learner.schedule.fits:
+            warnings.warn(
+                f"A warm-up of {num_warmup} iterations is too short to learn a surrogate of "
+                f"{shape[1]} dimensions: only random walks are made. Use 100 or more.",
+                stacklevel=find_stack_level(),
+            )
+        return learner
+
+    def _options(self, learner: Learner) -> Options:
+        """Return what does not change in a run.
+
+        Raises:
+            ValueError: for correlated noise where no black box takes any.
+        """
+        if self._noise_correlation > 0 and not self._problem.noise:
+            raise ValueError(
+                "`noise_correlation` needs a black box with `noise=`; the model has none."
+            )
+        random, length = self._problem.is_random, self._trajectory_length
+        return Options(learner, self._noise_correlation, random, length)
 
     def _pack(self, z: Array, outputs: dict[str, Array]) -> Any:
         values = jax.vmap(self._unravel)(z)
@@ -451,8 +375,3 @@ class ScoreHMC(MCMCKernel):
             z = {k: v for k, v in z.items() if k != OUTPUTS}
         flat = jax.vmap(lambda p: ravel_pytree(p)[0])(z)
         return flat, outputs
-
-
-def default_capacity(dimension: int) -> int:
-    """Return how many evaluations are kept: enough for all quadratic terms, 1000 to 2000."""
-    return min(2000, max(1000, 3 * (dimension + 1) * (dimension + 2) // 4))

@@ -11,28 +11,39 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-WALK_TARGET = 0.3
-# length of a trajectory, number of trajectories, whether they are a corrected transition
+WALK_TARGET = 0.3  # acceptance of random walks
+
+
+class Kind(NamedTuple):
+    """A kind of move.
+
+    Attributes:
+        name: for tables.
+        time: length of a trajectory, in coordinates in which the target has about unit covariance.
+        num_trajectories: how many there are in a move.
+        follows_surrogate: whether an exact surrogate would be accepted but for the integrator; the
+            target itself rejects other moves.
+        is_corrected: whether the integrator is corrected within the move.
+    """
+
+    name: str
+    time: float
+    num_trajectories: int
+    follows_surrogate: bool
+    is_corrected: bool
+
+
 MOVES = (
-    (0.0, 0, False),
-    (0.4, 1, False),
-    (0.8, 1, False),
-    (1.5, 1, False),
-    (1.5, 3, True),
-    (1.5, 8, True),
-    (1.5, 3, True),
+    Kind("random walk", 0.0, 0, follows_surrogate=False, is_corrected=False),
+    Kind("short", 0.4, 1, follows_surrogate=True, is_corrected=False),
+    Kind("medium", 0.8, 1, follows_surrogate=True, is_corrected=False),
+    Kind("long", 1.5, 1, follows_surrogate=True, is_corrected=False),
+    Kind("transition of 3", 1.5, 3, follows_surrogate=True, is_corrected=True),
+    Kind("transition of 8", 1.5, 8, follows_surrogate=True, is_corrected=True),
+    Kind("wide transition", 1.5, 3, follows_surrogate=False, is_corrected=True),
 )
-NAMES = (
-    "random walk",
-    "short",
-    "medium",
-    "long",
-    "transition of 3",
-    "transition of 8",
-    "wide transition",
-)
-WIDE = len(MOVES) - 1
-NUM_MOVES, MAX_TRAJECTORIES = len(MOVES), 8
+WALK, WIDE = 0, len(MOVES) - 1
+NUM_MOVES, MAX_TRAJECTORIES = len(MOVES), max(kind.num_trajectories for kind in MOVES)
 NUM_DESIGN = 64
 WIDTH, WIDE_SHARE = 0.75, 0.15
 BEST_SHARE = 0.8  # of the moves that are no random walks
@@ -63,25 +74,51 @@ def initial(dimension: int, dtype: jnp.dtype) -> Adaptation:
     return Adaptation(
         jnp.asarray(0.5, dtype),
         jnp.asarray(2.38 / dimension**0.5, dtype),
-        jnp.zeros(NUM_MOVES, dtype).at[0].set(1.0),
+        jnp.zeros(NUM_MOVES, dtype).at[WALK].set(1.0),
         jnp.zeros((NUM_MOVES, dimension), dtype),
         jnp.zeros(NUM_MOVES, jnp.int32),
         jnp.zeros((NUM_DESIGN, dimension), dtype),
     )
 
 
+def counted(
+    i: Int[Array, ""],
+    kind: Int[Array, ""],
+    accept: Float[Array, " C"],
+    jump: Float[Array, "C D"],
+    old: Adaptation,
+    trials: int,
+    end: int,
+) -> Adaptation:
+    """Return the adaptation after a move: the size of walks, and from the trials on its jumps.
+
+    Nothing changes from iteration `end` on.
+    """
+    rate = 1 / (1 + i.astype(accept.dtype)) ** 0.5
+    scale = old.walk_scale * jnp.exp(rate * (jnp.mean(accept) - WALK_TARGET))
+    learning = i < end
+    trial = (i >= trials) & learning
+    # A jump that is not finite was refused; 0 times it would be no number.
+    squares = jnp.mean(jnp.where(accept[:, None] > 0, accept[:, None] * jump**2, 0), axis=0)
+    return old._replace(
+        walk_scale=jnp.where((kind == WALK) & learning, scale, old.walk_scale),
+        jumps=old.jumps.at[kind].add(jnp.where(trial, squares, 0)),
+        trials=old.trials.at[kind].add(trial.astype(old.trials.dtype)),
+    )
+
+
 def exploring(safe: float, dtype: jnp.dtype) -> Float[Array, " K"]:
     """Return probabilities while the surrogate is learned."""
     rest = (1 - safe) / (NUM_MOVES - 1)
-    return jnp.full((NUM_MOVES,), rest, dtype).at[0].set(safe)
+    return jnp.full((NUM_MOVES,), rest, dtype).at[WALK].set(safe)
 
 
 def single(probabilities: Float[Array, " K"], walks: Array) -> Float[Array, " K"]:
     """Return probabilities without corrected transitions, with the given one of random walks."""
-    kept = jnp.where(jnp.asarray(table()[2]), 0, probabilities).at[0].set(0)
+    kept = jnp.where(jnp.asarray(table()[2]), 0, probabilities).at[WALK].set(0)
     # With random walks only there is nothing to share.
     kept = kept / jnp.maximum(jnp.sum(kept), jnp.finfo(kept.dtype).tiny)
-    return (kept * (1 - walks)).at[0].set(walks)
+    return (kept * (1 - walks)).at[WALK].set(walks)
 
 
 def decide(adaptation: Adaptation, safe: float) -> Float[Array, " K"]:
@@ -98,8 +135,8 @@ def decide(adaptation: Adaptation, safe: float) -> Float[Array, " K"]:
     walk = jnp.where(walk_wins, jnp.maximum(0.8, safe), safe)
     others = (1 - BEST_SHARE) / (NUM_MOVES - 2)
     probabilities = jnp.full(score.shape, others, score.dtype).at[best].set(BEST_SHARE)
-    probabilities = probabilities.at[WIDE].max(WIDE_SHARE).at[0].set(0)
-    return (probabilities * (1 - walk) / jnp.sum(probabilities)).at[0].set(walk)
+    probabilities = probabilities.at[WIDE].max(WIDE_SHARE).at[WALK].set(0)
+    return (probabilities * (1 - walk) / jnp.sum(probabilities)).at[WALK].set(walk)
 
 
 def temperatures(dimension: int) -> np.ndarray:
@@ -115,5 +152,6 @@ def temperatures(dimension: int) -> np.ndarray:
 
 def table() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return lengths, numbers of trajectories, and whether they are corrected, of all kinds."""
-    lengths, numbers, corrected = zip(*MOVES, strict=True)
-    return np.array(lengths), np.array(numbers), np.array(corrected)
+    columns = zip(*((k.time, k.num_trajectories, k.is_corrected) for k in MOVES), strict=True)
+    times, numbers, corrected = map(np.array, columns)
+    return times, numbers, corrected

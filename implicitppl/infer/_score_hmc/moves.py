@@ -129,6 +129,21 @@ def propose(
     return Proposal(new, log_ratio, change, error, mean_accept, steps, diverging)
 
 
+def walk(
+    key: Array, potential: Potential, y: Float[Array, " D"], scale: Float[Array, ""]
+) -> Proposal:
+    """Return the end of a random walk, with a deviation between an eighth of `scale` and all of it.
+
+    Short walks too: they are accepted where the target is narrow.
+    """
+    size_key, walk_key = jax.random.split(key)
+    size = scale * 2 ** -jax.random.uniform(size_key, (), y.dtype, 0.0, 3.0)
+    end = y + size * jax.random.normal(walk_key, y.shape, y.dtype)
+    change = potential(end) - potential(y)
+    zero = jnp.zeros((), y.dtype)
+    return Proposal(end, zero, change, zero, zero, jnp.zeros((), jnp.int32), jnp.asarray(False))
+
+
 def accept_probability(
     proposal: Proposal, current: Float[Array, ""], proposed: Float[Array, ""]
 ) -> Float[Array, ""]:

@@ -156,6 +156,26 @@ class ModelProblem(NamedTuple):
 Problem = WholeProblem | ModelProblem
 
 
+class Model(NamedTuple):
+    """A problem with the arguments of its model."""
+
+    problem: Problem
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def evaluate(self, z: Array, key: Array, noise: Noise) -> Evaluation:
+        """Return the potential at z; random boxes get `noise`, or keys folded from `key`."""
+        return self.problem.evaluate(z, key, noise, self.args, self.kwargs)
+
+    def approximate(self, z: Array, fits: Fits) -> Array:
+        """Return the potential at z with fitted functions in place of what is opaque."""
+        return self.problem.approximate(z, fits, self.args, self.kwargs)
+
+    def inputs(self, z: Array, fits: Fits) -> dict[str, Array]:
+        """Return what the opaque parts are given at z, with fitted functions for those before."""
+        return self.problem.inputs(z, fits, self.args, self.kwargs)
+
+
 def _boxed(fit: Callable[[Array], Array], info: BoxInfo) -> Callable[..., Array]:
     return lambda *inputs: fit(_flat(inputs, jnp.result_type(float))).reshape(info.out.shape)
 

@@ -29,6 +29,22 @@ class Target(NamedTuple):
     size: int
 
 
+class Start(NamedTuple):
+    """Where C chains start.
+
+    Attributes:
+        z: points with a finite potential.
+        noise: of random boxes there.
+        evaluation: of the target there.
+        num_evaluations: that it took to find each point.
+    """
+
+    z: Float[Array, "C D"]
+    noise: Noise
+    evaluation: Evaluation
+    num_evaluations: Int[Array, " C"]
+
+
 def opaque_target(
     model: Callable[..., Any] | None,
     potential_fn: Callable[[Any], Any] | None,
@@ -117,8 +133,8 @@ def find_start(
     init_params: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> tuple[Float[Array, "C D"], Noise, Evaluation, Int[Array, " C"]]:
-    """Return points, the noise and the evaluation there, and how many evaluations they took.
+) -> Start:
+    """Return points with a finite potential: those given, or draws of the strategy.
 
     Raises:
         ValueError: for `init_params` with an infinite potential.
@@ -133,9 +149,9 @@ def find_start(
     tries = jnp.ones(keys.shape[:1], jnp.int32)
     if init_params is not None:
         z = jax.vmap(lambda p: ravel_pytree(p)[0])(init_params)
-        found = evaluate(z, keys)
-        _check(found, given=True)
-        return z, noise, found, tries
+        evaluation = evaluate(z, keys)
+        _check(evaluation, given=True)
+        return Start(z, noise, evaluation, tries)
 
     def one_draw(key: Array) -> Array:
         z = initialize_model(
@@ -151,28 +167,28 @@ def find_start(
     draws = jax.jit(jax.vmap(one_draw))  # op by op it takes seconds
 
     def unfinished(carry: tuple[Any, ...]) -> Array:
-        _, found, tries, _ = carry
-        return ~jnp.all(jnp.isfinite(found.potential)) & (jnp.max(tries) < MAX_STARTS)
+        _, evaluation, tries, _ = carry
+        return ~jnp.all(jnp.isfinite(evaluation.potential)) & (jnp.max(tries) < MAX_STARTS)
 
     def again(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        z, found, tries, keys = carry
+        z, evaluation, tries, keys = carry
         keys = jax.vmap(lambda k: jax.random.fold_in(k, 3))(keys)
-        bad = ~jnp.isfinite(found.potential)
+        bad = ~jnp.isfinite(evaluation.potential)
         z = jnp.where(bad[:, None], draws(keys), z)
         return z, evaluate(z, keys), tries + 1, keys
 
     z = draws(keys)
     first = (z, evaluate(z, keys), tries, keys)
-    z, found, tries, _ = jax.lax.while_loop(unfinished, again, first)
-    _check(found, given=False)
-    return z, noise, found, tries
+    z, evaluation, tries, _ = jax.lax.while_loop(unfinished, again, first)
+    _check(evaluation, given=False)
+    return Start(z, noise, evaluation, tries)
 
 
-def _check(found: Evaluation, *, given: bool) -> None:
+def _check(evaluation: Evaluation, *, given: bool) -> None:
     """Raise where a chain has no start with a finite potential; not under a transformation."""
-    if isinstance(found.potential, jax.core.Tracer):
+    if isinstance(evaluation.potential, jax.core.Tracer):
         return
-    bad = [int(c) for c in jnp.flatnonzero(~jnp.isfinite(found.potential))]
+    bad = [int(c) for c in jnp.flatnonzero(~jnp.isfinite(evaluation.potential))]
     if bad and given:
         raise ValueError(
             f"`init_params` must have a finite potential; that of chain(s) {bad} is infinite or "

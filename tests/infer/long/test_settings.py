@@ -43,14 +43,14 @@ def test_checkpoints_tell_data_by_their_content() -> None:
 def test_checkpoints_tell_every_option_of_the_kernel() -> None:
     half = functools.partial(square, 0.5)
     points = jnp.ones((3, 2))
-    bank = ScoreHMC(potential_fn=half).evaluate(jax.random.key(0), points)
+    known = ScoreHMC(potential_fn=half).evaluate(jax.random.key(0), points)
     kernels = [
         ScoreHMC(potential_fn=half),
         ScoreHMC(potential_fn=half, step_size=0.1),
         ScoreHMC(potential_fn=half, trajectory_length=0.2),
-        ScoreHMC(potential_fn=half, bank_size=500),
-        ScoreHMC(potential_fn=half, bank=bank),
-        ScoreHMC(potential_fn=half, bank=bank._replace(z=bank.z + 1)),
+        ScoreHMC(potential_fn=half, num_kept=500),
+        ScoreHMC(potential_fn=half, evaluations=known),
+        ScoreHMC(potential_fn=half, evaluations=known._replace(z=known.z + 1)),
         ScoreHMC(potential_fn=half, init_strategy=init_to_median()),
         ScoreHMC(potential_fn=half, init_strategy=init_to_value(values={"x": jnp.zeros(2)})),
         ScoreHMC(potential_fn=half, init_strategy=init_to_value(values={"x": jnp.ones(2)})),

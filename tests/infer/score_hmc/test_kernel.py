@@ -16,20 +16,20 @@ from scipy import stats
 
 import implicitppl as ip
 from implicitppl._core.frames import Frame
-from implicitppl.infer import Bank, ScoreHMC
-from implicitppl.infer._score_hmc import kinds as _adapt
-from implicitppl.infer._score_hmc.bank import empty_bank, filled
-from implicitppl.infer._score_hmc.chains import Options
+from implicitppl.infer import Evaluations, ScoreHMC
+from implicitppl.infer._score_hmc import kinds
+from implicitppl.infer._score_hmc.evaluations import empty_evaluations, filled
 from implicitppl.infer._score_hmc.learners.explore import NUM_WALKERS, _round
-from implicitppl.infer._score_hmc.learners.surrogate import Model, Surrogate
-from implicitppl.infer._score_hmc.plan import make_plan
-from implicitppl.infer._score_hmc.problem import WholeProblem
-from implicitppl.infer._score_hmc.step import _adapt as learn_moves
+from implicitppl.infer._score_hmc.learners.learner import Choices
+from implicitppl.infer._score_hmc.learners.surrogate import Surrogate
+from implicitppl.infer._score_hmc.learners.values import make_values
+from implicitppl.infer._score_hmc.problem import Model, WholeProblem
+from implicitppl.infer._score_hmc.schedule import make_schedule
 from implicitppl.infer._score_hmc.warmup import descending
 from implicitppl.models import black_box
 
 CHAINS, WARMUP, DRAWS = 2, 30, 60  # few evaluations: one size of fit is compiled, not two
-FIELDS = ("accept_prob", "num_evaluations", "bank_size", "surrogate_error", "move", "num_failures")
+FIELDS = ("accept_prob", "num_evaluations", "num_kept", "surrogate_error", "move", "num_failures")
 DATA = np.array([1.2, 0.7, 1.9, 1.4], np.float32)
 
 
@@ -122,7 +122,7 @@ def test_nothing_is_learned_after_warm_up() -> None:
     before = mcmc.post_warmup_state
     mcmc.run(jax.random.key(2), simulate)
     after = mcmc.last_state
-    for name in ("surrogate", "bank", "adaptation", "step_size", "bank_size"):
+    for name in ("surrogate", "evaluations", "adaptation", "step_size", "num_kept"):
         for old, new in zip(
             jax.tree.leaves(getattr(before, name)),
             jax.tree.leaves(getattr(after, name)),
@@ -167,10 +167,10 @@ def test_chains_that_learn_alone(method: Any) -> None:
     fields = mcmc.get_extra_fields(group_by_chain=True)
     jax.block_until_ready(fields)
     assert simulate.calls == 2 * (1 + WARMUP + DRAWS)
-    assert fields["bank_size"].shape == (2, DRAWS)
-    assert int(fields["bank_size"][0, -1]) == WARMUP + 1
-    banks = np.asarray(mcmc.last_state.bank.potential)
-    assert not np.array_equal(banks[0], banks[1])
+    assert fields["num_kept"].shape == (2, DRAWS)
+    assert int(fields["num_kept"][0, -1]) == WARMUP + 1
+    kept = np.asarray(mcmc.last_state.evaluations.potential)
+    assert not np.array_equal(kept[0], kept[1])
 
 
 @pytest.mark.slow
@@ -223,16 +223,16 @@ def test_a_potential_that_cannot_be_differentiated() -> None:
 
 
 @pytest.mark.slow
-def test_a_bank_outlives_its_run(tmp_path: Path, finished: tuple[MCMC, Counted]) -> None:
-    bank = finished[0].last_state.bank
-    assert int(bank.size) == CHAINS * (WARMUP + 1)
-    bank.save(tmp_path / "bank.npz")
-    loaded = Bank.load(tmp_path / "bank.npz")
+def test_evaluations_outlive_their_run(tmp_path: Path, finished: tuple[MCMC, Counted]) -> None:
+    kept = finished[0].last_state.evaluations
+    assert int(kept.size) == CHAINS * (WARMUP + 1)
+    kept.save(tmp_path / "kept.npz")
+    loaded = Evaluations.load(tmp_path / "kept.npz")
     np.testing.assert_allclose(
-        np.sort(np.asarray(loaded.potential)), np.sort(np.asarray(bank.potential))
+        np.sort(np.asarray(loaded.potential)), np.sort(np.asarray(kept.potential))
     )
     simulate = Counted()
-    kernel = ScoreHMC(model, bank=loaded)
+    kernel = ScoreHMC(model, evaluations=loaded)
     mcmc = MCMC(
         kernel,
         num_warmup=10,
@@ -243,9 +243,9 @@ def test_a_bank_outlives_its_run(tmp_path: Path, finished: tuple[MCMC, Counted])
     )
     mcmc.run(jax.random.key(5), simulate, extra_fields=FIELDS)
     fields = mcmc.get_extra_fields()
-    assert int(fields["bank_size"][-1]) == int(bank.size) + 2 * 11
+    assert int(fields["num_kept"][-1]) == int(kept.size) + 2 * 11
     # The first fit comes before the first move.
-    assert make_plan(10, 2, 2, int(bank.size)).fits[0] == 0
+    assert make_schedule(10, 2, 2, int(kept.size)).fits[0] == 0
     assert bool(mcmc.last_state.surrogate.fitted)
     count = mcmc.last_state.surrogate.fits["mean"].info.num_points
     assert int(count) > 2 * 11
@@ -293,8 +293,8 @@ def test_bad_input() -> None:
         ScoreHMC()
     with pytest.raises(ValueError, match="safe_move_prob"):
         ScoreHMC(model, safe_move_prob=0.0)
-    with pytest.raises(ValueError, match="bank_size"):
-        ScoreHMC(model, bank_size=3)
+    with pytest.raises(ValueError, match="num_kept"):
+        ScoreHMC(model, num_kept=3)
 
     def discrete() -> None:
         numpyro.sample("k", dist.Bernoulli(0.5))
@@ -342,38 +342,39 @@ def test_init_strategy_is_used() -> None:
 
 
 def test_the_plan() -> None:
-    plan = make_plan(300, 4, 10, 0)
+    plan = make_schedule(300, 4, 10, 0)
     assert plan.trials == 240
     assert plan.fits[-2:] == (240, 299)
     assert all(b > a for a, b in zip(plan.fits, plan.fits[1:], strict=False))
     assert 4 * (plan.fits[0] + 1) >= 12
-    assert make_plan(300, 4, 10, 100).fits[0] == 0
-    assert make_plan(2, 1, 10, 0).fits == ()
+    assert make_schedule(300, 4, 10, 100).fits[0] == 0
+    assert make_schedule(2, 1, 10, 0).fits == ()
 
 
 def test_a_refused_jump_does_not_spoil_the_comparison() -> None:
-    options = Options(make_plan(100, 2, 2, 0), dense=True, safe=0.1)
-    old = _adapt.initial(2, jnp.dtype(jnp.float32))
+    learner = make_values(100, (2, 2), 0, None, Choices(safe=0.1))
+    old = kinds.initial(2, jnp.dtype(jnp.float32))
     accept = jnp.array([0.0, 0.5])
     jump = jnp.array([[jnp.nan, jnp.inf], [2.0, 1.0]])
-    new = jax.jit(learn_moves, static_argnums=5)(90, 3, accept, jump, old, options)
+    adapted = jax.jit(lambda i, kind: learner.adapted(i, kind, accept, jump, old, 100))
+    new = adapted(90, 3)
     np.testing.assert_allclose(new.jumps[3], [1.0, 0.25])
     assert int(new.trials[3]) == 1
 
 
 def test_the_best_move_is_that_which_moves_every_coordinate() -> None:
-    adaptation = _adapt.initial(2, jnp.dtype(jnp.float32))
-    jumps = jnp.ones((_adapt.NUM_MOVES, 2)).at[2].set(jnp.array([9.0, 0.0])).at[3].set(2.0)
-    adaptation = adaptation._replace(jumps=jumps, trials=jnp.ones(_adapt.NUM_MOVES, jnp.int32))
-    probabilities = _adapt.decide(adaptation, 0.05)
+    adaptation = kinds.initial(2, jnp.dtype(jnp.float32))
+    jumps = jnp.ones((kinds.NUM_MOVES, 2)).at[2].set(jnp.array([9.0, 0.0])).at[3].set(2.0)
+    adaptation = adaptation._replace(jumps=jumps, trials=jnp.ones(kinds.NUM_MOVES, jnp.int32))
+    probabilities = kinds.decide(adaptation, 0.05)
     assert int(jnp.argmax(probabilities)) == 3
     np.testing.assert_allclose(jnp.sum(probabilities), 1.0, rtol=1e-6)
     np.testing.assert_allclose(probabilities[0], 0.05, rtol=1e-6)
-    walk = _adapt.decide(adaptation._replace(jumps=jumps.at[0].set(5.0)), 0.05)
+    walk = kinds.decide(adaptation._replace(jumps=jumps.at[0].set(5.0)), 0.05)
     assert float(walk[0]) == pytest.approx(0.8)
 
 
-def test_points_of_a_design_become_a_bank() -> None:
+def test_points_of_a_design_become_evaluations() -> None:
     # Constrained values go in; the potential is that of the unconstrained ones.
     simulate = Counted()
     kernel = ScoreHMC(model)
@@ -383,9 +384,9 @@ def test_points_of_a_design_become_a_bank() -> None:
         "sigma": np.exp(np.linspace(-1.0, 1.0, 9, dtype=np.float32)),
         "mean": np.zeros(9, np.float32),  # what is not latent is left out
     }
-    bank = evaluate(points)
+    known = evaluate(points)
     assert simulate.calls == 9
-    rows = filled(bank)
+    rows = filled(known)
     np.testing.assert_allclose(rows.inputs["mean"][:, 0], points["x"], rtol=1e-6)
     np.testing.assert_allclose(rows.outputs["mean"][:, 0], np.sinh(points["x"]), rtol=1e-5)
     sigma = points["sigma"]
@@ -393,10 +394,10 @@ def test_points_of_a_design_become_a_bank() -> None:
     for y in DATA:
         log_p = log_p + stats.norm.logpdf(y, np.sinh(points["x"]), sigma)
     np.testing.assert_allclose(rows.potential, -log_p, rtol=1e-4)
-    state = ScoreHMC(model, bank=bank).init(
+    state = ScoreHMC(model, evaluations=known).init(
         jax.random.split(jax.random.key(1), 2), 20, None, (simulate,), {}
     )
-    assert int(state.bank_size[0]) == 9 + 2
+    assert int(state.num_kept[0]) == 9 + 2
     with pytest.raises(ValueError, match=r"\['sigma'\] are missing"):
         evaluate({"x": points["x"]})
     with pytest.raises(ValueError, match="one leading axis"):
@@ -443,7 +444,7 @@ def test_double_precision() -> None:
         assert mcmc.last_state.surrogate.fits["potential"].points.dtype == jnp.float64
 
 
-def test_a_bank_of_another_target_is_refused() -> None:
+def test_evaluations_of_another_target_are_refused() -> None:
     def potential_fn(x: Array) -> Array:
         return 0.5 * jnp.sum(x**2)
 
@@ -452,26 +453,26 @@ def test_a_bank_of_another_target_is_refused() -> None:
         jax.jit(lambda keys: kernel.init(keys, 10, start, args, {}))(keys)
 
     evaluate = jax.jit(ScoreHMC(potential_fn=potential_fn).evaluate)
-    bank = evaluate(jax.random.key(0), np.ones((5, 3)))
+    known = evaluate(jax.random.key(0), np.ones((5, 3)))
     with pytest.raises(ValueError, match=r"this target's 2 .* have 3"):
-        init(ScoreHMC(potential_fn=potential_fn, bank=bank), np.ones((CHAINS, 2)))
-    bank = evaluate(jax.random.key(0), np.ones((5, 2)))
+        init(ScoreHMC(potential_fn=potential_fn, evaluations=known), np.ones((CHAINS, 2)))
+    known = evaluate(jax.random.key(0), np.ones((5, 2)))
     with pytest.raises(ValueError, match="'mean'.*'potential'"):
-        init(ScoreHMC(model, bank=bank), None, Counted())
+        init(ScoreHMC(model, evaluations=known), None, Counted())
 
 
 def test_wide_transitions_keep_a_share() -> None:
-    adaptation = _adapt.initial(2, jnp.dtype(jnp.float32))
-    jumps = jnp.ones((_adapt.NUM_MOVES, 2)).at[2].set(9.0).at[_adapt.WIDE].set(1e-3)
-    adaptation = adaptation._replace(jumps=jumps, trials=jnp.ones(_adapt.NUM_MOVES, jnp.int32))
-    share = float(_adapt.decide(adaptation, 0.1)[_adapt.WIDE])
-    assert share > 3 * float(_adapt.decide(adaptation, 0.1)[1])
+    adaptation = kinds.initial(2, jnp.dtype(jnp.float32))
+    jumps = jnp.ones((kinds.NUM_MOVES, 2)).at[2].set(9.0).at[kinds.WIDE].set(1e-3)
+    adaptation = adaptation._replace(jumps=jumps, trials=jnp.ones(kinds.NUM_MOVES, jnp.int32))
+    share = float(kinds.decide(adaptation, 0.1)[kinds.WIDE])
+    assert share > 3 * float(kinds.decide(adaptation, 0.1)[1])
     assert share == pytest.approx(0.9 * 0.15 / (0.8 + 0.2 * 4 / 5 + 0.15), rel=1e-5)
     # sd of V - V / T is .75 where that of V is (D / 2)^(1/2).
     for dimension in (8, 50):
-        t = _adapt.temperatures(dimension)
-        assert (1 - 1 / t[_adapt.WIDE]) * np.sqrt(dimension / 2) == pytest.approx(0.75)
-        assert (np.delete(t, _adapt.WIDE) == 1).all()
+        t = kinds.temperatures(dimension)
+        assert (1 - 1 / t[kinds.WIDE]) * np.sqrt(dimension / 2) == pytest.approx(0.75)
+        assert (np.delete(t, kinds.WIDE) == 1).all()
 
 
 def test_the_way_down_ends_when_values_near_the_lowest_fall_no_more() -> None:
@@ -479,10 +480,10 @@ def test_the_way_down_ends_when_values_near_the_lowest_fall_no_more() -> None:
 
     @jax.jit
     def after(values: Array) -> Array:
-        bank = empty_bank(len(values), 2, structure, jnp.dtype(jnp.float32))
+        kept = empty_evaluations(len(values), 2, structure, jnp.dtype(jnp.float32))
         number = jnp.arange(1, len(values) + 1)
-        bank = bank._replace(potential=values, number=number, count=number[-1])
-        return descending(bank, 20)
+        kept = kept._replace(potential=values, number=number, count=number[-1])
+        return descending(kept, 20)
 
     assert after(np.linspace(1e4, 0, 100))  # few are near the lowest
     assert not after(np.full(100, 5.0))
@@ -503,8 +504,8 @@ class Falling(Surrogate):
 
 
 def test_walkers_stay_where_the_surrogate_is_known() -> None:
-    where = Frame(jnp.zeros(2), jnp.eye(2), jnp.eye(2))
-    surrogate = Falling({}, where, where, jnp.asarray(2.0), jnp.asarray(True))
+    frame = Frame(jnp.zeros(2), jnp.eye(2), jnp.eye(2))
+    surrogate = Falling({}, frame, frame, jnp.asarray(2.0), jnp.asarray(True))
     start = jnp.asarray(np.random.default_rng(0).normal(size=(NUM_WALKERS, 2)))
     nothing = Model(WholeProblem(lambda x: x, lambda x: x), (), {})
     end, visited, _ = _round(jax.random.key(1), nothing, surrogate, start)

@@ -57,7 +57,7 @@ for name in ip.infer.ScoreHMC.diagnostic_fields:
 last = np.asarray(fields["num_evaluations"])[:, -1]
 assert np.all(last == 1 + WARMUP + DRAWS), last
 assert len(calls) == last.sum(), (len(calls), last.sum())
-assert np.all(np.asarray(fields["bank_size"])[:, -1] == 1 + WARMUP)  # its own evaluations alone
+assert np.all(np.asarray(fields["num_kept"])[:, -1] == 1 + WARMUP)  # its own evaluations alone
 assert bool(jnp.all(mcmc.last_state.surrogate.fitted))
 assert len(np.unique(np.asarray(fields["step_size"])[:, -1])) > 1  # each chain learned by itself
 assert len(np.unique(draws[:, -1, 0])) == CHAINS

@@ -76,7 +76,8 @@ def test_the_posterior_is_exact_and_estimating_anew_is_not() -> None:
         keys = jax.random.split(key, CHAINS)
         again = jax.vmap(lambda z, k: kernel._problem.evaluate(z, k, {}, (), {}))(z, keys)
         del outputs
-        return state._replace(potential_energy=again.potential), state.z["x"]
+        estimate = state.estimate._replace(potential=again.potential)
+        return state._replace(estimate=estimate), state.z["x"]
 
     keys = jax.random.split(jax.random.key(1), 2000)  # its errors are then three times the bar
     last = jax.tree.map(jnp.copy, mcmc.last_state)

@@ -109,8 +109,8 @@ def test_the_gaussian_is_used_where_values_are_noise() -> None:
     assert not bool(fit.info.used)
     slope = jax.grad(lambda x: fit(x)[0])(jnp.ones(4))
     # That of |y|^2 / 2 in the coordinates of the points.
-    factor = fit.where.factor
-    y = jnp.linalg.solve(factor, jnp.ones(4) - fit.where.shift)
+    factor = fit.frame.scale
+    y = jnp.linalg.solve(factor, jnp.ones(4) - fit.frame.shift)
     np.testing.assert_allclose(slope, jnp.linalg.solve(factor.T, y), rtol=1e-4)
 
 
@@ -120,7 +120,7 @@ def test_leave_one_out_and_deviation_agree_with_a_dense_version() -> None:
         y = bent(x)
         fit = fitted(x, y, keep_whitener=True)
         p = jax.tree.map(lambda a: np.asarray(a), fit.hyper)
-        to = eqx.filter_jit(fit.where.to)
+        to = eqx.filter_jit(fit.frame.to)
         z = np.asarray(to(x))
 
         def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -165,10 +165,10 @@ def test_rows_that_hold_nothing_change_nothing() -> None:
     y = 0.5 * jnp.sum(x**2, axis=1) + 0.3 * jnp.cos(2 * x[:, 0])
     more = jnp.concatenate([x, jnp.full((24, 3), jnp.nan)])
     values = jnp.concatenate([y, jnp.full((24,), jnp.inf)])
-    where = weighted_frame(x, jnp.full((40,), 1 / 40))
+    frame = weighted_frame(x, jnp.full((40,), 1 / 40))
     valid = jnp.arange(64) < 40
-    full = fit_values(more, values[:, None], jnp.zeros(64), valid, where, gaussian=True)
-    part = fit_values(x, y[:, None], jnp.zeros(40), valid[:40], where, gaussian=True)
+    full = fit_values(more, values[:, None], jnp.zeros(64), valid, frame, gaussian=True)
+    part = fit_values(x, y[:, None], jnp.zeros(40), valid[:40], frame, gaussian=True)
     new = points(3, num=10, seed=4)
     np.testing.assert_allclose(full(new), part(new), atol=2e-3)
 
@@ -180,10 +180,10 @@ def test_far_values_do_not_spoil_near_ones() -> None:
     # What happens far away has nothing to do with the function near.
     y = jnp.where(far, 40.0 + 30.0 * jnp.sin(9.0 * x[:, 0] * x[:, 1]), bent(x))
     slack = jnp.where(far, 2.0, 0.0)
-    where = Frame(jnp.zeros(2), jnp.eye(2), jnp.eye(2))
+    frame = Frame(jnp.zeros(2), jnp.eye(2), jnp.eye(2))
     valid = jnp.ones((120,), bool)
-    fit = fit_values(x, y[:, None], slack, valid, where, gaussian=True)
-    naive = fit_values(x, y[:, None], 0 * slack, valid, where, gaussian=True)
+    fit = fit_values(x, y[:, None], slack, valid, frame, gaussian=True)
+    naive = fit_values(x, y[:, None], 0 * slack, valid, frame, gaussian=True)
     new = 0.7 * points(2, num=200, seed=8)
     error, worse = (float(jnp.std(f(new)[:, 0] - bent(new))) for f in (fit, naive))
     assert error < 0.25
@@ -205,12 +205,12 @@ def test_several_outputs_share_a_kernel() -> None:
 @pytest.mark.parametrize("dimension", [1, 5])
 def test_coordinates_whiten(dimension: int) -> None:
     x = 10.0 * points(dimension, num=400) + 3.0
-    where = jax.jit(weighted_frame)(x, jnp.full((400,), 1 / 400))
-    y = eqx.filter_jit(where.to)(x)
+    frame = jax.jit(weighted_frame)(x, jnp.full((400,), 1 / 400))
+    y = eqx.filter_jit(frame.to)(x)
     np.testing.assert_allclose(
         np.cov(np.asarray(y).T).reshape(dimension, dimension), np.eye(dimension), atol=0.02
     )
-    np.testing.assert_allclose(eqx.filter_jit(where.back)(y), x, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(eqx.filter_jit(frame.back)(y), x, rtol=1e-4, atol=1e-3)
 
 
 def test_the_search_starts_at_the_mode_of_its_prior() -> None:

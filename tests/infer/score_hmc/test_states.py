@@ -15,9 +15,11 @@ from numpyro.infer import MCMC
 import implicitppl as ip
 from implicitppl._core.frames import Frame
 from implicitppl.infer import ScoreHMC
-from implicitppl.infer._score_hmc import kinds as _adapt
-from implicitppl.infer._score_hmc.learners.history import Force, make_history
-from implicitppl.infer._score_hmc.plan import make_plan
+from implicitppl.infer._score_hmc import kinds
+from implicitppl.infer._score_hmc.evaluations import Evaluations, empty_evaluations
+from implicitppl.infer._score_hmc.learners.learner import Choices, Visit
+from implicitppl.infer._score_hmc.learners.states import Force, make_states
+from implicitppl.infer._score_hmc.problem import Evaluation
 from implicitppl.models import black_box
 
 ESTIMATORS = {
@@ -44,7 +46,7 @@ class Opaque:
 def mcmc_of(potential: Any, estimator: Any, sizes: tuple[int, int, int], **options: Any) -> MCMC:
     num_warmup, num_samples, num_chains = sizes
     return MCMC(
-        ScoreHMC(potential_fn=potential, surrogate=estimator, **options),
+        ScoreHMC(potential_fn=potential, force=estimator, **options),
         num_warmup=num_warmup,
         num_samples=num_samples,
         num_chains=num_chains,
@@ -60,42 +62,48 @@ def starts(num_chains: int, dimension: int) -> Array:
 
 def test_a_force_has_the_slope_of_the_score_and_no_value() -> None:
     factor = jnp.array([[2.0, 0.0], [0.5, 1.0]])
-    where = Frame(jnp.array([1.0, -1.0]), factor, jnp.linalg.inv(factor))
-    force = Force(lambda y: -3 * y, where)  # of N(m, L L' / 3)
+    frame = Frame(jnp.array([1.0, -1.0]), factor, jnp.linalg.inv(factor))
+    force = Force(lambda y: -3 * y, frame)  # of N(m, L L' / 3)
     z = jnp.array([0.3, 0.9])
     value, slope = jax.value_and_grad(lambda z: force(z)[0])(z)
     assert float(value) == 0
-    expected = 3 * jnp.linalg.solve(factor @ factor.T, z - where.shift)
+    expected = 3 * jnp.linalg.solve(factor @ factor.T, z - frame.shift)
     np.testing.assert_allclose(slope, expected, rtol=1e-5)
-    broken = Force(lambda y: jnp.where(y > 0, jnp.nan, y), where)
+    broken = Force(lambda y: jnp.where(y > 0, jnp.nan, y), frame)
     np.testing.assert_array_equal(jax.grad(lambda z: broken(z)[0])(z), 0.0)
 
 
-def test_the_bank_holds_each_state_once_and_the_newest() -> None:
-    history = make_history(ip.score.Gaussian(), make_plan(100, 2, 1, 0), (2, 1), 16, True, None)
-    assert (history.each, history.every) == (2, 5)
-    bank, record = history.empty(jnp.zeros((2, 1))), jax.jit(history.record)
+def test_each_state_is_kept_once_and_the_newest_stay() -> None:
+    learner = make_states(ip.score.Gaussian(), 100, (2, 1), 16, Choices(safe=0.1))
+    assert (learner.each, learner.every) == (2, 5)
+
+    @jax.jit
+    def record(i: Array, kept: Evaluations, z: Array, potential: Array) -> Evaluations:
+        nothing = Evaluation(potential, {}, {}, jnp.zeros((2, 3), jnp.int32))
+        return learner.record(i, kept, Visit(z, nothing, z, potential))
+
+    kept = empty_evaluations(learner.capacity, 1, {}, jnp.dtype(jnp.float32))
     z = jnp.array([[1.0], [2.0]])
     for i in range(0, 50, 5):
         stayed = jnp.array([[1.0], [2.0 + i]])
-        bank = record(jnp.asarray(i), bank, stayed, stayed[:, 0])
-        bank = record(jnp.asarray(i + 1), bank, z + 100, z[:, 0])  # not its turn
-    assert int(bank.count) == 11
-    np.testing.assert_array_equal(np.sort(bank.z[bank.number > 0, 0])[:3], [1.0, 2.0, 7.0])
-    later = record(jnp.asarray(history.plan.trials), bank, z + 100, z[:, 0])
+        kept = record(jnp.asarray(i), kept, stayed, stayed[:, 0])
+        kept = record(jnp.asarray(i + 1), kept, z + 100, z[:, 0])  # not its turn
+    assert int(kept.count) == 11
+    np.testing.assert_array_equal(np.sort(kept.z[kept.number > 0, 0])[:3], [1.0, 2.0, 7.0])
+    later = record(jnp.asarray(learner.schedule.trials), kept, z + 100, z[:, 0])
     assert int(later.count) == 11
     for i in range(0, 40, 5):
         new = z + 1000 + i
-        bank = record(jnp.asarray(i), bank, new, new[:, 0])
-    assert int(bank.count) == 27
-    assert float(jnp.min(bank.z)) == 1001.0  # the newest 16 of 27
+        kept = record(jnp.asarray(i), kept, new, new[:, 0])
+    assert int(kept.count) == 27
+    assert float(jnp.min(kept.z)) == 1001.0  # the newest 16 of 27
 
 
 def test_moves_without_a_potential_have_no_corrected_transitions() -> None:
-    found = _adapt.single(jnp.ones(_adapt.NUM_MOVES), jnp.asarray(0.25))
+    found = kinds.single(jnp.ones(kinds.NUM_MOVES), jnp.asarray(0.25))
     np.testing.assert_allclose(found, [0.25, 0.25, 0.25, 0.25, 0, 0, 0])
-    walks = jnp.zeros(_adapt.NUM_MOVES).at[0].set(1.0)
-    np.testing.assert_array_equal(_adapt.single(walks, jnp.asarray(1.0)), walks)
+    walks = jnp.zeros(kinds.NUM_MOVES).at[0].set(1.0)
+    np.testing.assert_array_equal(kinds.single(walks, jnp.asarray(1.0)), walks)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +132,7 @@ def test_nothing_is_learned_after_warm_up(finished: tuple[Any, MCMC, Opaque]) ->
     before, mcmc, _ = finished
     after = mcmc.last_state
     assert bool(after.surrogate.fitted)
-    for name in ("surrogate", "bank", "adaptation", "step_size", "bank_size"):
+    for name in ("surrogate", "evaluations", "adaptation", "step_size", "num_kept"):
         pairs = zip(
             jax.tree.leaves(getattr(before, name)),
             jax.tree.leaves(getattr(after, name)),
@@ -138,7 +146,7 @@ def test_what_needs_a_potential_is_unknown(finished: tuple[Any, MCMC, Opaque]) -
     fields = finished[1].get_extra_fields()
     for name in ("surrogate_gap", "surrogate_error", "integration_error"):
         assert np.all(np.isnan(fields[name]))
-    assert np.all(np.isfinite(fields["bank_distance"]))
+    assert np.all(np.isfinite(fields["evaluation_distance"]))
     assert int(np.max(fields["move"])) <= 3
     assert int(np.max(fields["move"])) >= 1
 
@@ -152,20 +160,20 @@ def test_what_cannot_be_is_said() -> None:
     def init(kernel: ScoreHMC, num_warmup: int, start: Any) -> None:
         jax.jit(lambda key: kernel.init(key, num_warmup, start, (), {}))(jax.random.key(0))
 
-    kernel = ScoreHMC(model, surrogate=ip.score.Gaussian())
-    with pytest.raises(ValueError, match="`surrogate` must be None for a model with black boxes"):
+    kernel = ScoreHMC(model, force=ip.score.Gaussian())
+    with pytest.raises(ValueError, match="`force` must be None for a model with black boxes"):
         init(kernel, 20, None)
-    with pytest.raises(ValueError, match="`surrogate` must be None or a score estimator"):
-        ScoreHMC(model, surrogate="SSGE")
-    with pytest.raises(ValueError, match="`surrogate` must be None or a score estimator"):
-        ScoreHMC(model, surrogate=ip.score.SSGE)
-    small = ScoreHMC(potential_fn=jnp.sum, surrogate=ip.score.Gaussian(), bank_size=16)
-    with pytest.raises(ValueError, match="`bank_size` must be at least"):
+    with pytest.raises(ValueError, match="`force` must be None or a score estimator"):
+        ScoreHMC(model, force="SSGE")
+    with pytest.raises(ValueError, match="`force` must be None or a score estimator"):
+        ScoreHMC(model, force=ip.score.SSGE)
+    small = ScoreHMC(potential_fn=jnp.sum, force=ip.score.Gaussian(), num_kept=16)
+    with pytest.raises(ValueError, match="`num_kept` must be at least"):
         init(small, 100, np.zeros(10))
     evaluate = jax.jit(ScoreHMC(potential_fn=jnp.sum).evaluate)
     known = evaluate(jax.random.key(0), np.ones((3, 2)))
     with pytest.raises(ValueError, match="give one or the other"):
-        ScoreHMC(potential_fn=jnp.sum, surrogate=ip.score.Gaussian(), bank=known)
+        ScoreHMC(potential_fn=jnp.sum, force=ip.score.Gaussian(), evaluations=known)
 
 
 def quartic(x: Array) -> Array:
@@ -205,11 +213,11 @@ def test_the_target_is_left_invariant(
 ) -> None:
     # Many chains, their last states: independent given the force, which was learned before.
     if wrong:
-        import implicitppl.infer._score_hmc.step as step
+        import implicitppl.infer._score_hmc.outcome as outcome
 
-        right = step.accept_probability
+        right = outcome.accept_probability
         monkeypatch.setattr(
-            step,
+            outcome,
             "accept_probability",
             lambda p, a, b: right(p._replace(log_ratio=jnp.zeros_like(p.log_ratio)), a, b),
         )

@@ -1,6 +1,6 @@
 """Walkers under the surrogate: coordinates and step size, at no evaluation of the true target.
 
-After each fit a few dozen walkers start at good points of the bank and move under the surrogate.
+After each fit a few dozen walkers start at good evaluations and move under the surrogate.
 Their moments become the coordinates of the trajectories, their acceptance sets the step size.
 """
 
@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from implicitppl._core.frames import Frame, weighted_frame
-from implicitppl.infer._score_hmc.bank import usual_range
+from implicitppl.infer._score_hmc.evaluations import usual_range
 from implicitppl.infer._score_hmc.kinds import NUM_DESIGN
-from implicitppl.infer._score_hmc.learners.surrogate import Chosen, Model, Surrogate
+from implicitppl.infer._score_hmc.learners.surrogate import Chosen, Surrogate
 from implicitppl.infer._score_hmc.moves import propose, schedule
-from implicitppl.infer._score_hmc.problem import WHOLE
+from implicitppl.infer._score_hmc.problem import WHOLE, Model
 
 NUM_WALKERS, NUM_ROUNDS, NUM_MOVES = 32, 5, 16
 NUM_CANDIDATES = 512
@@ -48,19 +48,19 @@ def explore(
     def one_round(
         carry: tuple[Array, Frame], key: Array
     ) -> tuple[tuple[Array, Frame], tuple[Array, Array]]:
-        walkers, where = carry
-        moved = eqx.tree_at(lambda s: s.where, surrogate, where)
+        walkers, frame = carry
+        moved = eqx.tree_at(lambda s: s.frame, surrogate, frame)
         walkers, visited, step = _round(key, model, moved, walkers)
         weights = jnp.full((visited.shape[0],), 1 / visited.shape[0], visited.dtype)
-        found = weighted_frame(visited, weights, dense=dense)
-        good = found.is_finite()
-        better = jax.tree.map(functools.partial(jnp.where, good), found, where)
+        new_frame = weighted_frame(visited, weights, dense=dense)
+        keep = functools.partial(jnp.where, new_frame.is_finite())
+        better = jax.tree.map(keep, new_frame, frame)
         return (walkers, better), (visited, step)
 
     carry, (visits, steps) = jax.lax.scan(
-        one_round, (walkers, surrogate.where), jax.random.split(round_key, NUM_ROUNDS)
+        one_round, (walkers, surrogate.frame), jax.random.split(round_key, NUM_ROUNDS)
     )
-    surrogate = eqx.tree_at(lambda s: s.where, surrogate, carry[1])
+    surrogate = eqx.tree_at(lambda s: s.frame, surrogate, carry[1])
     visited, step = visits[-1], steps[-1]
     return Exploration(surrogate, step, design(design_key, model, surrogate, chosen, visited))
 
@@ -71,22 +71,22 @@ def design(
     """Return points to evaluate next: where the target may have mass and the surrogate is unsure.
 
     A surrogate that is too high somewhere keeps trajectories away, and so never learns better;
-    a chain that gets there by a random walk then sticks. Candidates are good points of the bank and
-    of the walkers, moved about; plausible are those that are inside the usual range when the
+    a chain that gets there by a random walk then sticks. Candidates are points of good evaluations
+    and of the walkers, moved about; plausible are those that are inside the usual range when the
     surrogate is lowered by two standard deviations; they are drawn by their variance.
     """
     pick_key, move_key, draw_key, scale_key = jax.random.split(key, 4)
     pool = jnp.concatenate([chosen.rows.z, visited])
     inside = jnp.where(chosen.valid & (chosen.slack <= 0), 0.0, -jnp.inf)
-    # Half from the bank, half from the walkers.
+    # Half from the evaluations, half from the walkers.
     balance = jnp.log(visited.shape[0] / jnp.maximum(jnp.sum(inside == 0), 1))
     log_weight = jnp.concatenate([inside + balance, jnp.zeros(visited.shape[0])])
     size = (NUM_CANDIDATES,)
-    base = surrogate.where.to(pool[jax.random.categorical(pick_key, log_weight, shape=size)])
+    base = surrogate.frame.to(pool[jax.random.categorical(pick_key, log_weight, shape=size)])
     scale = jax.random.uniform(scale_key, (*size, 1), base.dtype, 0.0, 2.4)
     scale = scale * 2.38 / base.shape[1] ** 0.5
     moved = base + scale * jax.random.normal(move_key, base.shape, base.dtype)
-    candidates = surrogate.where.back(moved)
+    candidates = surrogate.frame.back(moved)
     values = jax.lax.map(
         lambda y: surrogate.walled(model, y), moved, batch_size=min(64, NUM_CANDIDATES)
     )
@@ -102,15 +102,14 @@ def design(
 def _deviation(model: Model, surrogate: Surrogate, z: Float[Array, "N D"]) -> Float[Array, " N"]:
     """Return how unsure the surrogate is, in units of the potential.
 
-    For black boxes roughly: outputs wrong by their spread over the bank are taken to shift the
-    potential by its usual range.
+    For black boxes roughly: outputs wrong by their spread over the evaluations are taken to
+    shift the potential by its usual range.
     """
-    problem = model.problem
-    inputs = jax.vmap(lambda z: problem.inputs(z, surrogate.fits, model.args, model.kwargs))(z)
+    inputs = jax.vmap(lambda z: model.inputs(z, surrogate.fits))(z)
     total = jnp.zeros(z.shape[:1], z.dtype)
     for name, fit in surrogate.fits.items():
-        unit = 1.0 if name == WHOLE else usual_range(z.shape[1])
-        total = total + unit * fit.deviation(inputs[name])
+        shift = 1.0 if name == WHOLE else usual_range(z.shape[1])
+        total = total + shift * fit.deviation(inputs[name])
     return total
 
 
@@ -118,7 +117,7 @@ def _round(
     key: Array, model: Model, surrogate: Surrogate, walkers: Array
 ) -> tuple[Array, Array, Array]:
     """Return walkers after a round, where they were in its second half, and the step size."""
-    y = surrogate.where.to(walkers)
+    y = surrogate.frame.to(walkers)
 
     def move(carry: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], Array]:
         y, log_step = carry
@@ -137,7 +136,7 @@ def _round(
         )(jnp.stack(keys), y)
         log_step = log_step + GAIN * (jnp.mean(out.inner_accept) - TARGET_ACCEPT)
         # Far out a cubic trend wins over the wall; one walker there would set the coordinates.
-        inside = jax.vmap(lambda y: surrogate.knows(surrogate.where.back(y)))(out.y)
+        inside = jax.vmap(lambda y: surrogate.knows(surrogate.frame.back(y)))(out.y)
         y = jnp.where(inside[:, None], out.y, y)
         return (y, jnp.clip(log_step, -12, 0.5)), y
 
@@ -145,4 +144,4 @@ def _round(
         move, (y, jnp.full((), FIRST_LOG_STEP, y.dtype)), jax.random.split(key, NUM_MOVES)
     )
     half = path[NUM_MOVES // 2 :].reshape(-1, y.shape[1])
-    return surrogate.where.back(y), surrogate.where.back(half), jnp.exp(log_step)
+    return surrogate.frame.back(y), surrogate.frame.back(half), jnp.exp(log_step)

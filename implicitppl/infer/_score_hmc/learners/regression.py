@@ -81,7 +81,7 @@ class FittedValues(eqx.Module):
     Differentiable in x. Cost O(M (D + P) + D^2) for each point.
     """
 
-    where: Frame
+    frame: Frame
     points: Float[Array, "M D"]
     coefficients: Float[Array, "M P"]
     offset: Float[Array, " P"]
@@ -97,18 +97,18 @@ class FittedValues(eqx.Module):
         Only with `keep_whitener=True`; the noise of the values is not in it.
         """
         assert self.whitener is not None, "fit with `keep_whitener=True`"
-        flat = self.where.to(x)
+        flat = self.frame.to(x)
         cross = _kernel(self.hyper, flat, self.points) @ self.whitener.T
         own = jax.vmap(lambda y: _kernel(self.hyper, y[None, :], y[None, :])[0, 0])(flat)
-        return jnp.sqrt(jnp.maximum(own - jnp.sum(cross * cross, axis=1), 0)) * self._unit
+        return jnp.sqrt(jnp.maximum(own - jnp.sum(cross * cross, axis=1), 0)) * self._output_scale
 
     @property
-    def _unit(self) -> Float[Array, ""]:
+    def _output_scale(self) -> Float[Array, ""]:
         return jnp.mean(self.scale) if self.gaussian else jnp.ones_like(jnp.mean(self.scale))
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B P"]:
         """Return the function at points."""
-        flat = self.where.to(x.reshape(-1, x.shape[-1]))
+        flat = self.frame.to(x.reshape(-1, x.shape[-1]))
         values = jnp.matmul(_kernel(self.hyper, flat, self.points), self.coefficients)
         values = values * self.scale[None, :] + self.offset[None, :]
         if self.gaussian:
@@ -121,7 +121,7 @@ def fit_values(
     outputs: Float[Array, "M P"],
     slack: Float[Array, " M"],
     valid: Bool[Array, " M"],
-    where: Frame,
+    frame: Frame,
     *,
     gaussian: bool = False,
     start: Hyper | None = None,
@@ -134,7 +134,7 @@ def fit_values(
         outputs: (M, P) values there.
         slack: (M,) non-negative; how far a point is from the region that matters, 0 inside.
         valid: (M,) which rows hold anything; the others are ignored, so that M may be a capacity.
-        where: coordinates of the regression.
+        frame: coordinates of the regression.
         gaussian: whether |y|^2 / 2 is subtracted first, for potentials. The rest is then used only
             where it beats that Gaussian on left-out points.
         start: hyper-parameters to start from, those of an earlier fit.
@@ -150,7 +150,7 @@ def fit_values(
     dtype = inputs.dtype
     slack = jnp.minimum(slack, MAX_SLACK)
     valid = valid & jnp.all(jnp.isfinite(outputs), axis=1) & jnp.all(jnp.isfinite(inputs), axis=1)
-    points = where.to(jnp.where(valid[:, None], inputs, where.shift[None, :]))
+    points = frame.to(jnp.where(valid[:, None], inputs, frame.shift[None, :]))
     target = jnp.where(valid[:, None], outputs, jnp.zeros((), dtype))
     if gaussian:
         target = target - 0.5 * jnp.sum(points * points, axis=1, keepdims=True)
@@ -166,17 +166,17 @@ def fit_values(
     hyper = _search(first, points[head], target[head], slack[head], valid[head])
     inside = (valid & (slack <= 0)).astype(dtype)
     weight = inside / jnp.maximum(jnp.sum(inside), 1)
-    units = scale if gaussian else jnp.ones_like(scale)
+    output_scale = scale if gaussian else jnp.ones_like(scale)
 
     def solve(p: Hyper) -> tuple[Array, Array, Array]:
-        system, unit = _system(p, points, slack, valid)
+        system, scaling = _system(p, points, slack, valid)
         factor = safe_cholesky(system, jitter=float(_jitter(dtype))).factor
         inverse = cho_solve((factor, True), jnp.eye(points.shape[0], dtype=dtype))
-        solved = inverse @ (unit[:, None] * target)
+        solved = inverse @ (scaling[:, None] * target)
         # Leave-one-out errors: those of the scaled system, divided by its scaling.
-        left_out = solved / jnp.diagonal(inverse)[:, None] / unit[:, None]
-        error = jnp.sqrt(jnp.mean(weight @ (left_out * units[None, :]) ** 2))
-        return unit[:, None] * solved, error, factor
+        left_out = solved / jnp.diagonal(inverse)[:, None] / scaling[:, None]
+        error = jnp.sqrt(jnp.mean(weight @ (left_out * output_scale[None, :]) ** 2))
+        return scaling[:, None] * solved, error, factor
 
     candidates = [hyper]
     terms = (points.shape[1] + 1) * (points.shape[1] + 2) // 2
@@ -188,17 +188,19 @@ def fit_values(
     hyper = jax.tree.map(lambda p: p[best], several)
     solved, error, factor = solutions[best], errors[best], factors[best]
     middle = weight @ target
-    trend_error = jnp.sqrt(jnp.mean(weight @ ((target - middle[None, :]) * units[None, :]) ** 2))
+    trend_error = jnp.sqrt(
+        jnp.mean(weight @ ((target - middle[None, :]) * output_scale[None, :]) ** 2)
+    )
     finite = jnp.all(jnp.isfinite(solved)) & jnp.isfinite(error)
     used = finite & (error < trend_error) if gaussian else finite
     coefficients = jnp.where(used, solved, 0)
-    noise = jnp.exp(0.5 * hyper.noise) * jnp.mean(units)
+    noise = jnp.exp(0.5 * hyper.noise) * jnp.mean(output_scale)
     info = ValueInfo(jnp.sum(valid), error, trend_error, noise, used)
     whitener = None
     if keep_whitener:
-        unit = _system(hyper, points, slack, valid)[1]
-        whitener = solve_triangular(factor, jnp.diag(jnp.where(valid, unit, 0)), lower=True)
-    return FittedValues(where, points, coefficients, offset, scale, hyper, info, gaussian, whitener)
+        scaling = _system(hyper, points, slack, valid)[1]
+        whitener = solve_triangular(factor, jnp.diag(jnp.where(valid, scaling, 0)), lower=True)
+    return FittedValues(frame, points, coefficients, offset, scale, hyper, info, gaussian, whitener)
 
 
 def _quadratic(p: Hyper) -> Hyper:
@@ -230,10 +232,11 @@ def _system(
     variance = jnp.exp(p.noise) + _least_noise(points.dtype)
     variance = variance + jnp.exp(2 * p.slack) * slack * slack
     total = jnp.diagonal(gram) + variance
-    unit = jnp.where(valid, 1 / jnp.sqrt(total), 0)
+    scaling = jnp.where(valid, 1 / jnp.sqrt(total), 0)
     jitter = _jitter(points.dtype)
-    own = jnp.where(valid, (variance + jitter * total) * unit * unit, 1)
-    return gram * unit[:, None] * unit[None, :] + jnp.diag(own), jnp.where(valid, unit, 1)
+    diagonal = jnp.where(valid, (variance + jitter * total) * scaling * scaling, 1)
+    scaled = gram * scaling[:, None] * scaling[None, :] + jnp.diag(diagonal)
+    return scaled, jnp.where(valid, scaling, 1)
 
 
 def _search(first: Hyper, points: Array, target: Array, slack: Array, valid: Array) -> Hyper:
@@ -241,11 +244,11 @@ def _search(first: Hyper, points: Array, target: Array, slack: Array, valid: Arr
     prior = initial_hyper(points.shape[1], points.dtype)
 
     def loss(p: Hyper) -> Float[Array, ""]:
-        system, unit = _system(p, points, slack, valid)
+        system, scaling = _system(p, points, slack, valid)
         factor = jnp.linalg.cholesky(system)
-        white = solve_triangular(factor, unit[:, None] * target, lower=True)
+        white = solve_triangular(factor, scaling[:, None] * target, lower=True)
         fit = 0.5 * jnp.sum(white * white) / target.shape[1]
-        log_det = jnp.sum(jnp.log(jnp.diagonal(factor))) - jnp.sum(jnp.log(unit))
+        log_det = jnp.sum(jnp.log(jnp.diagonal(factor))) - jnp.sum(jnp.log(scaling))
         away = jax.tree.map(lambda a, b: 0.5 * jnp.sum(((a - b) / 3) ** 2), p, prior)
         lengths = 0.5 * jnp.sum((p.lengths - prior.lengths) ** 2)
         return fit + log_det + sum(away) + lengths

@@ -1,9 +1,9 @@
 """The surrogate: fitted functions for the opaque parts, coordinates to move in, and a wall.
 
 The sampler moves in y, x = m + L y, under U~(x) + wall(y), where U~ is the potential with the
-fitted functions in it. Nothing is known away from the bank, where a regression may even decrease
-for ever, so the wall turns trajectories back: R(y) = max(|B^{-1} (x - b)| - r, 0)^2 with b, B the
-moments of the points that matter and r 1.5 times the farthest of them.
+fitted functions in it. Nothing is known away from the evaluations, where a regression may even
+decrease for ever, so the wall turns trajectories back: R(y) = max(|B^{-1} (x - b)| - r, 0)^2 with
+b, B the moments of the points that matter and r 1.5 times the farthest of them.
 """
 
 from dataclasses import replace
@@ -15,23 +15,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from implicitppl._core.frames import Frame, weighted_frame
-from implicitppl.infer._score_hmc.bank import Bank, newest_first, usual_range
+from implicitppl.infer._score_hmc.evaluations import Evaluations, newest_first, usual_range
 from implicitppl.infer._score_hmc.learners.regression import (
     FittedValues,
     fit_values,
     initial_hyper,
 )
-from implicitppl.infer._score_hmc.problem import WHOLE, Problem
+from implicitppl.infer._score_hmc.problem import WHOLE, Model
 
 WALL_FACTOR, KNOWN_FACTOR = 1.5, 2.0  # of the farthest point that matters; of that
-
-
-class Model(NamedTuple):
-    """A problem with the arguments of its model."""
-
-    problem: Problem
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 class Surrogate(eqx.Module):
@@ -39,21 +31,21 @@ class Surrogate(eqx.Module):
 
     Attributes:
         fits: a fitted function for each opaque part, or a force in place of the only one.
-        where: coordinates of the trajectories, in which the target has covariance of about I.
+        frame: coordinates of the trajectories, in which the target has covariance of about I.
         wall: coordinates of the wall.
         radius: where the wall begins.
         fitted: False before the first fit, when there are only random-walk moves.
     """
 
-    fits: dict[str, Any]  # FittedValues, or one Force of a history
-    where: Frame
+    fits: dict[str, Any]  # FittedValues, or one Force
+    frame: Frame
     wall: Frame
     radius: Float[Array, ""]
     fitted: Bool[Array, ""]
 
     def potential(self, model: Model, z: Float[Array, " D"]) -> Float[Array, ""]:
         """Return U~(z) without the wall."""
-        return model.problem.approximate(z, self.fits, model.args, model.kwargs)
+        return model.approximate(z, self.fits)
 
     def knows(self, z: Float[Array, " D"]) -> Bool[Array, ""]:
         """Return whether z is in the region that trajectories may begin and end in."""
@@ -61,20 +53,9 @@ class Surrogate(eqx.Module):
 
     def walled(self, model: Model, y: Float[Array, " D"]) -> Float[Array, ""]:
         """Return the potential that trajectories follow, in their coordinates."""
-        z = self.where.back(y)
+        z = self.frame.back(y)
         out = jnp.sqrt(jnp.sum(self.wall.to(z) ** 2) + 1e-12) - self.radius
         return self.potential(model, z) + jnp.maximum(out, 0) ** 2
-
-
-def slack_of(bank: Bank, valid: Bool[Array, " N"]) -> Float[Array, " N"]:
-    """Return how far each evaluation is from the region that matters, infinite where unknown.
-
-    0 up to the usual range above the lowest potential, then in units of that range.
-    """
-    known = valid & jnp.isfinite(bank.potential)
-    lowest = jnp.min(jnp.where(known, bank.potential, jnp.inf))
-    above = jnp.where(known, bank.potential - lowest, jnp.inf)
-    return jnp.maximum(above / usual_range(bank.z.shape[1]) - 1, 0)
 
 
 def nearness(slack: Float[Array, " N"], at_least: int) -> Float[Array, " N"]:
@@ -90,7 +71,7 @@ def nearness(slack: Float[Array, " N"], at_least: int) -> Float[Array, " N"]:
 class Chosen(NamedTuple):
     """Evaluations to fit, newest first, and the wall around them."""
 
-    rows: Bank
+    rows: Evaluations
     valid: Bool[Array, " N"]
     slack: Float[Array, " N"]
     weights: Float[Array, " N"]
@@ -99,15 +80,15 @@ class Chosen(NamedTuple):
     radius: Float[Array, ""]
 
 
-def choose(bank: Bank) -> Chosen:
+def choose(evaluations: Evaluations) -> Chosen:
     """Return which evaluations matter: the better half, and all that are no farther than those.
 
     A point that turned out bad must be known as bad; what is far away in value and in place tells
     little.
     """
-    dimension = bank.z.shape[1]
-    rows, known = newest_first(bank)
-    slack = slack_of(rows, known)
+    dimension = evaluations.z.shape[1]
+    rows = newest_first(evaluations)
+    slack = rows.slack
     weights = nearness(slack, 2 * dimension + 2)
     finite = jnp.isfinite(slack)
     coefficients = (dimension + 1) * (dimension + 2) // 2
@@ -159,8 +140,8 @@ def fit(chosen: Chosen, old: Surrogate, dense: bool) -> Surrogate:
             start=previous.hyper,
             keep_whitener=True,
         )
-    where = wall if dense else weighted_frame(rows.z, weights, dense=False)
-    return Surrogate(fits, where, wall, radius, jnp.asarray(True))
+    frame = wall if dense else weighted_frame(rows.z, weights, dense=False)
+    return Surrogate(fits, frame, wall, radius, jnp.asarray(True))
 
 
 def padded(surrogate: Surrogate, size: int) -> Surrogate:
@@ -180,28 +161,33 @@ def padded(surrogate: Surrogate, size: int) -> Surrogate:
     )
 
 
-def unfitted(bank: Bank, start: Float[Array, "C D"]) -> Surrogate:
+def unfitted(evaluations: Evaluations, start: Float[Array, "C D"]) -> Surrogate:
     """Return a surrogate of the right shapes around the start, from which nothing is learned."""
-    shape = jax.eval_shape(lambda b: _zero_fits(b), bank)
+    shape = jax.eval_shape(_zero_fits, evaluations)
     fits = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
     for name, fit in fits.items():
         hyper = initial_hyper(fit.points.shape[1], fit.points.dtype)
         fits[name] = eqx.tree_at(lambda f: f.hyper, fit, hyper)
+    return without_force(fits, start)
+
+
+def without_force(fits: dict[str, Any], start: Float[Array, "C D"]) -> Surrogate:
+    """Return a surrogate around the start that no move follows yet."""
     identity = jnp.eye(start.shape[1], dtype=start.dtype)
-    where = Frame(jnp.mean(start, axis=0), identity, identity)
-    return Surrogate(fits, where, where, jnp.asarray(jnp.inf, start.dtype), jnp.asarray(False))
+    frame = Frame(jnp.mean(start, axis=0), identity, identity)
+    return Surrogate(fits, frame, frame, jnp.asarray(jnp.inf, start.dtype), jnp.asarray(False))
 
 
-def _zero_fits(bank: Bank) -> dict[str, FittedValues]:
-    valid = jnp.ones(bank.potential.shape, bool)
+def _zero_fits(evaluations: Evaluations) -> dict[str, FittedValues]:
+    valid = jnp.ones(evaluations.potential.shape, bool)
     return {
         name: fit_values(
             inputs,
-            bank.outputs[name],
-            bank.potential,
+            evaluations.outputs[name],
+            evaluations.potential,
             valid,
-            weighted_frame(inputs, bank.potential),
+            weighted_frame(inputs, evaluations.potential),
             gaussian=name == WHOLE,
         )
-        for name, inputs in bank.inputs.items()
+        for name, inputs in evaluations.inputs.items()
     }

@@ -9,6 +9,7 @@ frozen  after the warm-up nothing changes any more
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Array, Bool, Int
 
 from implicitppl.infer._score_hmc.noise import num_measured
 
@@ -17,7 +18,7 @@ FITTING_SHARE = 0.8
 MIN_GAP = 4
 
 
-class Plan(NamedTuple):
+class WarmupSchedule(NamedTuple):
     """A schedule of `num_warmup` iterations.
 
     Attributes:
@@ -36,8 +37,24 @@ class Plan(NamedTuple):
     measuring: int
 
 
-def make_plan(num_warmup: int, num_chains: int, dimension: int, num_known: int) -> Plan:
-    """Return the schedule for chains that share a bank, of which `num_known` rows are known."""
+class Phase(NamedTuple):
+    """Where in its warm-up a run is, before an iteration.
+
+    Attributes:
+        i: the iteration.
+        descending: whether the bulk is not reached.
+        early: whether that is so, or the first half of the warm-up is not over.
+    """
+
+    i: Int[Array, ""]
+    descending: Bool[Array, ""]
+    early: Bool[Array, ""]
+
+
+def make_schedule(
+    num_warmup: int, num_chains: int, dimension: int, num_known: int
+) -> WarmupSchedule:
+    """Return the schedule for chains that share `num_known` earlier evaluations."""
     last = int(FITTING_SHARE * num_warmup)
     needed = max(10, dimension + 2)
     fits: list[int] = []
@@ -58,4 +75,4 @@ def make_plan(num_warmup: int, num_chains: int, dimension: int, num_known: int) 
     gap = max(1, -(-(dimension + 2) // (2 * num_chains)))
     small_fits = tuple(range(fits[0], last, gap)) if fits else ()
     measuring = num_warmup - num_measured(num_warmup)
-    return Plan(num_warmup, tuple(fits), last, small_fits, small, measuring)
+    return WarmupSchedule(num_warmup, tuple(fits), last, small_fits, small, measuring)
