@@ -23,7 +23,7 @@ from jaxtyping import Array
 from numpyro.util import nested_attrgetter
 
 
-class Plan(NamedTuple):
+class Thinning(NamedTuple):
     """Which iterations are kept.
 
     Attributes:
@@ -154,7 +154,7 @@ class Blocks:
         shape = (self.chains.num,)
         return jax.tree.map(lambda x: x.update(shape=shape + x.shape), state), draw
 
-    def run(self, state: Any, plan: Plan, first: int, stop: int) -> tuple[Any, Any]:
+    def run(self, state: Any, plan: Thinning, first: int, stop: int) -> tuple[Any, Any]:
         """The state after iterations `first` to `stop`, and what they kept, on the host."""
         bounds = jnp.array([first, stop, plan.start], jnp.int32)
         num = plan.num_draws(stop) - plan.num_draws(first)

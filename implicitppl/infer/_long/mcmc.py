@@ -17,7 +17,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import find_stack_level, is_prng_key
 from tqdm.auto import tqdm
 
-from implicitppl.infer._long.blocks import Blocks, Chains, Plan
+from implicitppl.infer._long.blocks import Blocks, Chains, Thinning
 from implicitppl.infer._long.run import Interrupts, Run, progress_text
 from implicitppl.infer._long.settings import Known, settings
 from implicitppl.infer._long.store import Store
@@ -260,12 +260,12 @@ class LongMCMC(MCMC):
         if self._states is None and self._run is not None and not self._run.finished:
             raise RuntimeError(self._stopped(self._run))
 
-    def _plan(self, fresh: bool) -> Plan:
+    def _plan(self, fresh: bool) -> Thinning:
         params = dict(self._collection_params)
         self._set_collection_params()  # `MCMC.warmup` changes them for one run
         if fresh:
-            return Plan(params["lower"], params["upper"], self.thinning)
-        return Plan(0, self.num_samples, self.thinning)
+            return Thinning(params["lower"], params["upper"], self.thinning)
+        return Thinning(0, self.num_samples, self.thinning)
 
     def _warm_state(self, keys: Array) -> Any:
         """The state of `post_warmup_state` or `warmup`, with the keys of this run; or None."""
@@ -290,7 +290,9 @@ class LongMCMC(MCMC):
                 f"got {sorted(sizes)}."
             )
 
-    def _compiled(self, plan: Plan, fields: tuple[str, ...], removed: tuple[str, ...]) -> Blocks:
+    def _compiled(
+        self, plan: Thinning, fields: tuple[str, ...], removed: tuple[str, ...]
+    ) -> Blocks:
         """The programs, those of the last run where they would be the same."""
         options: dict[str, Any] = {
             "chains": Chains(self.num_chains, self.chain_method),

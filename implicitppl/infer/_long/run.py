@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from implicitppl.infer._long.blocks import Blocks, Plan
+from implicitppl.infer._long.blocks import Blocks, Thinning
 from implicitppl.infer._long.store import Store
 
 
@@ -29,7 +29,7 @@ class Progress(NamedTuple):
 class Run:
     """One run: fixed settings, and its progress."""
 
-    def __init__(self, blocks: Blocks, plan: Plan, store: Store | None) -> None:
+    def __init__(self, blocks: Blocks, plan: Thinning, store: Store | None) -> None:
         self.blocks = blocks
         self.plan = plan
         self._store = store

@@ -14,16 +14,17 @@ from jaxtyping import Array
 from numpyro.infer import MCMC
 
 from implicitppl._train.programs import Captured
-from implicitppl.infer._long.blocks import Plan, raw
+from implicitppl.infer._long.blocks import Thinning, raw
 
 OPTION = "option"  # of a kernel; some kernels fill in what was left out, so both runs must tell it
 UNKNOWN = "of unknown content"
+LAYOUT = "layout of the state"
 
 
 def settings(
     mcmc: MCMC,
     rng_key: Array,
-    plan: Plan,
+    plan: Thinning,
     fields: tuple[str, ...],
     removed: tuple[str, ...],
     data: dict[str, Any],
@@ -32,6 +33,7 @@ def settings(
     alone = "each chain alone"  # one after the other or in parallel
     found = {
         "kernel": fingerprint(type(mcmc.sampler)),
+        **_layout(mcmc.sampler),
         "model": model_name(getattr(mcmc.sampler, "model", None)),
         "num_warmup": mcmc.num_warmup,
         "num_samples": mcmc.num_samples,
@@ -58,6 +60,16 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
         for k in names
         if there.get(k) != here.get(k)
     ][:3]
+
+
+def other_version(there: dict[str, Any], here: dict[str, Any]) -> bool:
+    """Whether two runs are of one kernel, but of versions that put it or its state differently.
+
+    A kernel is known by its package and class: the module between them may move.
+    """
+    names = [str(settings.get("kernel")).split(".") for settings in (there, here)]
+    same = names[0][0] == names[1][0] and names[0][-1] == names[1][-1]
+    return same and (names[0] != names[1] or there.get(LAYOUT) != here.get(LAYOUT))
 
 
 def fingerprint(value: Any) -> str:
@@ -88,6 +100,12 @@ def model_name(model: Any) -> str:
     """The name of a model; of an object that can be called that of its class, as it may count."""
     known = model is None or hasattr(model, "__qualname__") or isinstance(model, functools.partial)
     return fingerprint(model) if known else _name(type(model))
+
+
+def _layout(kernel: Any) -> dict[str, Any]:
+    """Which fields the kernel's state has, as a number, where it tells."""
+    layout = getattr(kernel, "state_layout", None)
+    return {} if layout is None else {LAYOUT: layout}
 
 
 def _name(value: Any) -> str:

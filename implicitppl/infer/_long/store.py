@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from implicitppl.infer._long.blocks import raw
-from implicitppl.infer._long.settings import UNKNOWN, differences
+from implicitppl.infer._long.settings import UNKNOWN, differences, other_version
 
 SETTINGS, STATE, FORMAT = "run.json", "state.npz", 1
 
@@ -44,6 +44,14 @@ class Store:
         if not path.exists():
             return False
         there = json.loads(path.read_text())
+        if other_version(there, self._settings):
+            package = str(there["kernel"]).partition(".")[0]
+            raise ValueError(
+                f"`checkpoint` must be a folder without a run or with one of this version; the run "
+                f"in {self.folder} was stored by another version of {package}, whose states this "
+                "one cannot read. Finish it with the version that began it, or give another folder "
+                "to start anew."
+            )
         wrong = differences(there, self._settings)
         if wrong:
             raise ValueError(

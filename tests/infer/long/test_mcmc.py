@@ -26,7 +26,7 @@ from numpyro.util import is_prng_key
 from implicitppl.diagnostics import to_arviz
 from implicitppl.infer import LongMCMC, ScoreHMC
 from implicitppl.infer._long import mcmc as _long_mcmc
-from implicitppl.infer._long.blocks import Blocks, Plan, raw
+from implicitppl.infer._long.blocks import Blocks, Thinning, raw
 from implicitppl.infer._long.run import progress_text
 from implicitppl.models import black_box
 from tests.helpers import compilations
@@ -151,7 +151,7 @@ class Stop:
         self.bounds: list[tuple[int, int]] = []
         original = Blocks.run
 
-        def run(blocks: Blocks, state: Any, plan: Plan, first: int, stop: int) -> Any:
+        def run(blocks: Blocks, state: Any, plan: Thinning, first: int, stop: int) -> Any:
             result = original(blocks, state, plan, first, stop)
             self.bounds.append((first, stop))
             if len(self.bounds) > after:

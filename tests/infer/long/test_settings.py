@@ -10,11 +10,18 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 from numpyro import handlers
-from numpyro.infer import MCMC, init_to_median, init_to_value
+from numpyro.infer import MCMC, NUTS, init_to_median, init_to_value
 
 from implicitppl.infer import ScoreHMC
-from implicitppl.infer._long.blocks import Plan
-from implicitppl.infer._long.settings import UNKNOWN, described, fingerprint, model_name, settings
+from implicitppl.infer._long.blocks import Thinning
+from implicitppl.infer._long.settings import (
+    UNKNOWN,
+    described,
+    fingerprint,
+    model_name,
+    other_version,
+    settings,
+)
 from implicitppl.infer._long.store import Store
 
 
@@ -64,7 +71,7 @@ def test_checkpoints_tell_every_option_of_the_kernel() -> None:
 
 def options_of(kernel: ScoreHMC) -> dict[str, Any]:
     mcmc = MCMC(kernel, num_warmup=5, num_samples=5, progress_bar=False)
-    found = settings(mcmc, jax.random.key(0), Plan(5, 10, 1), (), (), {})
+    found = settings(mcmc, jax.random.key(0), Thinning(5, 10, 1), (), (), {})
     return {name: word for name, word in found.items() if name.startswith("option")}
 
 
@@ -80,3 +87,39 @@ def test_functions_are_told_by_name_and_partial_ones_by_their_parts() -> None:
     assert UNKNOWN not in model_name(one)
     seeded = handlers.seed(model, 0)
     assert model_name(seeded) == fingerprint(seeded) == model_name(model)
+
+
+def stored_settings(sampler: Any, **changes: Any) -> dict[str, Any]:
+    """Settings of a run, as another version may have stored them; None leaves one out."""
+    mcmc = MCMC(sampler, num_warmup=5, num_samples=5, progress_bar=False)
+    found = settings(mcmc, jax.random.key(0), Thinning(5, 10, 1), ("z", "move"), (), {})
+    return {name: word for name, word in {**found, **changes}.items() if word is not None}
+
+
+OLD = "implicitppl.infer.score_hmc._kernel.ScoreHMC"  # where the class was once
+VERSIONS = [
+    ({"kernel": OLD, "layout of the state": None, "option `bank`": "None"}, "another version"),
+    ({"layout of the state": 1}, "another version of implicitppl.*version that began it"),
+    ({"kernel": "numpyro.infer.hmc.NUTS", "layout of the state": None}, "holds another: kernel is"),
+    ({"num_samples": 6}, "holds another: num_samples is 6 there, 5 here"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), VERSIONS)
+def test_a_run_of_another_version_is_refused_in_words(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    # Its state has other fields: read as these, it would be another state without a word.
+    kernel = ScoreHMC(potential_fn=functools.partial(square, 0.5))
+    Store(tmp_path, stored_settings(kernel, **changes)).begin()
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(ValueError, match=words):
+        Store(tmp_path, stored_settings(kernel)).found()
+    assert (tmp_path / "run.json").read_bytes() == before
+    assert not Store(tmp_path, stored_settings(kernel, **changes)).found()  # its own, without state
+
+
+def test_a_run_of_a_kernel_without_layouts_goes_on() -> None:
+    there = stored_settings(NUTS(potential_fn=functools.partial(square, 0.5)))
+    assert "layout of the state" not in there
+    assert not other_version(there, there)
