@@ -1,6 +1,7 @@
 """The kernel: right answers, one evaluation a draw, frozen after warm-up, every chain method."""
 
 import warnings
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,14 @@ from implicitppl.infer._score_hmc.warmup import descending
 from implicitppl.models import black_box
 
 CHAINS, WARMUP, DRAWS = 2, 30, 60  # few evaluations: one size of fit is compiled, not two
-FIELDS = ("accept_prob", "num_evaluations", "num_kept", "surrogate_error", "move", "num_failures")
+# With an axis of chains; what all chains learn together is collected where they learn alone.
+OF_EACH = (
+    *ScoreHMC.diagnostic_fields,
+    "mean_accept_prob",
+    "num_steps",
+    "report.failures",
+)
+TOGETHER = ("adaptation.step_size", "surrogate.fitted", "evaluations.count")
 DATA = np.array([1.2, 0.7, 1.9, 1.4], np.float32)
 
 
@@ -84,7 +92,7 @@ def finished() -> tuple[MCMC, Counted]:
     """One vectorized run of the model, and its host function."""
     simulate = Counted()
     mcmc = mcmc_of(ScoreHMC(model))
-    mcmc.run(jax.random.key(0), simulate, extra_fields=FIELDS)
+    mcmc.run(jax.random.key(0), simulate, extra_fields=OF_EACH)
     jax.block_until_ready(mcmc.get_samples())
     return mcmc, simulate
 
@@ -95,6 +103,26 @@ def test_host_calls_are_those_reported(finished: tuple[MCMC, Counted]) -> None:
     reported = mcmc.get_extra_fields(group_by_chain=True)["num_evaluations"][:, -1]
     assert int(np.sum(reported)) == simulate.calls
     assert simulate.calls == CHAINS * (1 + WARMUP + DRAWS)
+
+
+def test_every_field_of_a_chain_is_collected(finished: tuple[MCMC, Counted]) -> None:
+    # Properties of the state are collected as its parts are: by name, with the axis of chains.
+    mcmc, _ = finished
+    fields = mcmc.get_extra_fields(group_by_chain=True)
+    assert set(fields) == {*OF_EACH, "diverging"}
+    for name, value in fields.items():
+        assert value.shape[:2] == (CHAINS, DRAWS), name
+    state = mcmc.last_state
+    for name in OF_EACH:
+        np.testing.assert_array_equal(fields[name][:, -1], attrgetter(name)(state))
+    properties = {k for k, v in vars(type(state)).items() if isinstance(v, property)}
+    assert properties >= set(ScoreHMC.diagnostic_fields)
+    shared = {"adaptation", "surrogate", "evaluations"}
+    for name in properties - shared:
+        for leaf in jax.tree.leaves(getattr(state, name)):
+            assert leaf.shape[0] == CHAINS, name
+    summed = np.asarray(fields["report.failures"]).sum(axis=1)
+    np.testing.assert_array_equal(summed, np.ptp(np.asarray(fields["num_failures"]), axis=1))
 
 
 def test_outputs_are_those_of_the_host(finished: tuple[MCMC, Counted]) -> None:
@@ -163,11 +191,12 @@ def test_arviz_needs_no_host(finished: tuple[MCMC, Counted]) -> None:
 def test_chains_that_learn_alone(method: Any) -> None:
     simulate = Counted()
     mcmc = mcmc_of(ScoreHMC(model), method, num_chains=2)
-    mcmc.run(jax.random.key(0), simulate, extra_fields=FIELDS)
+    mcmc.run(jax.random.key(0), simulate, extra_fields=OF_EACH + TOGETHER)
     fields = mcmc.get_extra_fields(group_by_chain=True)
     jax.block_until_ready(fields)
     assert simulate.calls == 2 * (1 + WARMUP + DRAWS)
-    assert fields["num_kept"].shape == (2, DRAWS)
+    assert all(value.shape[:2] == (2, DRAWS) for value in fields.values())
+    assert fields["evaluations.count"][0, -1] == fields["num_kept"][0, -1]
     assert int(fields["num_kept"][0, -1]) == WARMUP + 1
     kept = np.asarray(mcmc.last_state.evaluations.potential)
     assert not np.array_equal(kept[0], kept[1])
@@ -184,7 +213,7 @@ def test_posterior_moments() -> None:
         chain_method="vectorized",
         progress_bar=False,
     )
-    mcmc.run(jax.random.key(3), Counted(), extra_fields=FIELDS)
+    mcmc.run(jax.random.key(3), Counted(), extra_fields=OF_EACH)
     draws = {k: np.asarray(v) for k, v in mcmc.get_samples(group_by_chain=True).items()}
     import arviz as az
 
@@ -214,7 +243,7 @@ def potential(x: Array) -> Array:
 @pytest.mark.smoke
 def test_a_potential_that_cannot_be_differentiated() -> None:
     mcmc = mcmc_of(ScoreHMC(potential_fn=potential))
-    mcmc.run(jax.random.key(0), init_params=jnp.ones((CHAINS, 2)), extra_fields=FIELDS)
+    mcmc.run(jax.random.key(0), init_params=jnp.ones((CHAINS, 2)), extra_fields=OF_EACH)
     draws = np.asarray(mcmc.get_samples())
     assert draws.shape == (CHAINS * DRAWS, 2)
     assert 0.3 < float(np.std(draws[:, 0])) < 2.0
@@ -241,7 +270,7 @@ def test_evaluations_outlive_their_run(tmp_path: Path, finished: tuple[MCMC, Cou
         chain_method="vectorized",
         progress_bar=False,
     )
-    mcmc.run(jax.random.key(5), simulate, extra_fields=FIELDS)
+    mcmc.run(jax.random.key(5), simulate, extra_fields=OF_EACH)
     fields = mcmc.get_extra_fields()
     assert int(fields["num_kept"][-1]) == int(kept.size) + 2 * 11
     # The first fit comes before the first move.
@@ -264,7 +293,7 @@ def test_failures_reject_and_are_counted() -> None:
         numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
 
     mcmc = mcmc_of(ScoreHMC(failing))
-    mcmc.run(jax.random.key(0), 1.5, extra_fields=FIELDS)
+    mcmc.run(jax.random.key(0), 1.5, extra_fields=OF_EACH)
     assert float(jnp.max(mcmc.get_samples()["x"])) <= 1.0
     failures = mcmc.last_state.num_failures
     assert failures.shape == (CHAINS, 3)
@@ -328,7 +357,7 @@ def test_starting_points_are_drawn_again() -> None:
         numpyro.factor("wall", jnp.where(x > 1.8, 0.0, -jnp.inf))
 
     mcmc = mcmc_of(ScoreHMC(narrow))
-    mcmc.run(jax.random.key(0), extra_fields=FIELDS)
+    mcmc.run(jax.random.key(0), extra_fields=OF_EACH)
     assert float(jnp.min(mcmc.get_samples()["x"])) > 1.8
     tries = mcmc.get_extra_fields(group_by_chain=True)["num_evaluations"][:, -1] - WARMUP - DRAWS
     assert int(jnp.min(tries)) > 1
