@@ -237,12 +237,12 @@ class ScoreHMC(MCMCKernel):
         target = opaque_target(self._model, self._potential_fn, init_params, args, kwargs)
         self._problem, self._unravel, self._num_warmup = target.problem, target.unravel, num_warmup
         start = find_start(start_keys, target, self._init_strategy, init_params, args, kwargs)
-        known = earlier(self._evaluations, self._problem, start.z, args, kwargs)
-        learner = self._learner(num_warmup, start, known)
+        previous = earlier(self._evaluations, self._problem, start.z, args, kwargs)
+        learner = self._learner(num_warmup, start, previous)
         self._sample_fn = functools.partial(step, options=self._options(learner))
-        learned = learner.begin(start, known, self._problem)
+        learned = learner.begin(start, previous, self._problem)
         z = self._pack(start.z, start.evaluation.outputs)
-        state = first_state(start, known.num_tried, z, learned, next_keys)
+        state = first_state(start, previous.num_tried, z, learned, next_keys)
         return without_chain_axis(state) if single else state
 
     def sample(
@@ -320,17 +320,18 @@ class ScoreHMC(MCMCKernel):
         state.pop("_problem", None)
         return state
 
-    def _learner(self, num_warmup: int, start: Start, known: Earlier) -> Learner:
+    def _learner(self, num_warmup: int, start: Start, previous: Earlier) -> Learner:
         """Return how a force is learned, from values or from states; warns if it cannot be.
 
         Raises:
             ValueError: for a score estimator with black boxes, or with too few states.
         """
         choices = Choices(self._safe_move_prob, self._dense_mass, self._step_size)
-        shape = start.z.shape
+        num_chains, dimension = start.z.shape
+        shape = (num_chains, dimension)
         learner: Learner
         if self._force is None:
-            learner = make_values(num_warmup, shape, len(known.z), self._num_kept, choices)
+            learner = make_values(num_warmup, shape, len(previous.z), self._num_kept, choices)
         elif self._problem.boxes:
             raise ValueError(
                 "`force` must be None for a model with black boxes; got "
@@ -342,7 +343,7 @@ class ScoreHMC(MCMCKernel):
         if num_warmup > 0 and not learner.schedule.fits:
             warnings.warn(
                 f"A warm-up of {num_warmup} iterations is too short to learn a surrogate of "
-                f"{shape[1]} dimensions: only random walks are made. Use 100 or more.",
+                f"{dimension} dimensions: only random walks are made. Use 100 or more.",
                 stacklevel=find_stack_level(),
             )
         return learner

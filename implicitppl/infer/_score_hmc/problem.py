@@ -132,9 +132,9 @@ class ModelProblem(NamedTuple):
         if not self.boxes:
             value = potential_energy(self.model, args, kwargs, self.unravel(z))
             return _as_potential(value, z.dtype), {WHOLE: z}
-        known = {name: functools.partial(_constant, value) for name, value in outputs.items()}
+        constants = {name: functools.partial(_constant, value) for name, value in outputs.items()}
         with handlers.trace() as trace:
-            value = self.approximate(z, known, args, kwargs)
+            value = self.approximate(z, constants, args, kwargs)
         inputs = {name: _flat(r.inputs, z.dtype) for name, r in recorded(trace).items()}
         return _as_potential(value, z.dtype), inputs
 

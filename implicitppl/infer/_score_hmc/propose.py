@@ -83,8 +83,10 @@ def keys_of(keys: Array) -> Keys:
     """Return the keys of an iteration from one key for each chain."""
     shared = jax.random.fold_in(keys[0], 1)
     own = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, 2), 3))(keys)
+    fit, kind, jitter, excursion = jax.random.split(shared, 4)
     rescue, refresh = (jax.random.fold_in(shared, number) for number in (2, 3))
-    return Keys(*jax.random.split(shared, 4), rescue, refresh, own[:, 0], own[:, 1], own[:, 2])
+    move, evaluate, accept = jnp.swapaxes(own, 0, 1)
+    return Keys(fit, kind, jitter, excursion, rescue, refresh, move, evaluate, accept)
 
 
 def choose(keys: Keys, i: Int[Array, ""], chains: Chains, options: Options) -> Move:

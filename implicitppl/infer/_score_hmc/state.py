@@ -161,8 +161,8 @@ def with_chain_axis(state: ScoreHMCState) -> ScoreHMCState:
 
 def _of_chains(fn: Any, state: ScoreHMCState) -> ScoreHMCState:
     """Return the state with a function applied to all that belongs to a chain."""
-    own = jax.tree.map(fn, state._replace(i=None, learned=None))
-    return own._replace(i=state.i, learned=state.learned)
+    own = {k: v for k, v in state._asdict().items() if k not in ("i", "learned")}
+    return state._replace(**jax.tree.map(fn, own))
 
 
 @jax.custom_batching.custom_vmap

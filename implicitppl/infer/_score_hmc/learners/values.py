@@ -146,8 +146,7 @@ def make_values(
     added = num_chains * (num_warmup + 1)
     wanted = min(num_kept or default_capacity(dimension), num_earlier + added)
     capacity = max(wanted, num_chains, 2)
-    known = min(capacity, num_earlier)
-    schedule = make_schedule(num_warmup, num_chains, dimension, known)
+    schedule = make_schedule(num_warmup, num_chains, dimension, min(capacity, num_earlier))
     return Values(schedule, choices, capacity)
 
 
