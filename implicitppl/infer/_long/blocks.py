@@ -158,11 +158,11 @@ class Blocks:
         """The state after iterations `first` to `stop`, and what they kept, on the host."""
         bounds = jnp.array([first, stop, plan.start], jnp.int32)
         num = plan.num_draws(stop) - plan.num_draws(first)
-        given = None if self._constants else self.data
+        data = None if self._constants else self.data
         if self.chains.together or self.chains.mapped:
-            state, kept = self._program(state, bounds, given)
+            state, kept = self._program(state, bounds, data)
         else:
-            parts = [self._program(state, bounds, given, c) for c in self._numbers(0)]
+            parts = [self._program(state, bounds, data, c) for c in self._numbers(0)]
             state = _stack([part[0] for part in parts])
             kept = _stack([part[1] for part in parts]) if num else None
         jax.block_until_ready(state)
@@ -221,8 +221,8 @@ class Blocks:
 
         return collect
 
-    def _block(self, state: Any, bounds: Array, given: Any) -> tuple[Any, Any]:
-        args, kwargs = self.data if given is None else given
+    def _block(self, state: Any, bounds: Array, data: Any) -> tuple[Any, Any]:
+        args, kwargs = self.data if data is None else data
         collect = self._collector(self.kernel, args, kwargs)
         first, stop, start = bounds
         done = jnp.maximum(first - start, 0) // self._thinning
@@ -244,13 +244,11 @@ class Blocks:
         if self.chains.together:
             return jax.jit(self._block)
         if self.chains.method == "sequential":
-            return jax.jit(
-                lambda state, bounds, given, c: self._block(_at(state, c), bounds, given)
-            )
+            return jax.jit(lambda state, bounds, data, c: self._block(_at(state, c), bounds, data))
         if self.chains.method == "parallel":
             return jax.pmap(self._block, in_axes=(0, None, None))
         return jax.jit(
-            lambda state, bounds, given: self.chains.map(lambda s: self._block(s, bounds, given))(
+            lambda state, bounds, data: self.chains.map(lambda s: self._block(s, bounds, data))(
                 state
             )
         )

@@ -142,7 +142,8 @@ class LongMCMC(MCMC):
             **kwargs: of the model.
 
         Raises:
-            ValueError: if the checkpoint holds another run; it names the differences.
+            ValueError: if the checkpoint holds another run, with the differences, or one that
+                another version stored.
         """
         init_params = jax.tree.map(jnp.asarray, init_params)
         self._args, self._kwargs = args, kwargs

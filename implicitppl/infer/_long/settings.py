@@ -132,10 +132,10 @@ def described(value: Any) -> str:
 class Known(Captured):
     """What programs hold; two that are equal may share them. Arrays are compared by content."""
 
-    def __init__(self, sampler: Any, options: dict[str, Any], given: Any) -> None:
+    def __init__(self, sampler: Any, options: dict[str, Any], constants: Any) -> None:
         options = dict(options)
         super().__init__(getattr(sampler, "model", None), options["postprocess_fn"])
-        leaves, structure = jax.tree.flatten(given)
+        leaves, structure = jax.tree.flatten(constants)
         arrays = (np.ndarray, jax.Array)
         content = (fingerprint(x) if isinstance(x, arrays) else x for x in leaves)
         words = (str(options.pop("fields")), str(options.pop("removed")), str(structure))

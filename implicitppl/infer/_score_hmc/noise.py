@@ -32,7 +32,7 @@ class Meter(NamedTuple):
     squares: Float[Array, " C"]
 
     @property
-    def variance(self) -> Float[Array, " C"]:
+    def variance(self) -> Float[Array, "*C"]:
         """Sample variance; NaN before there are two values."""
         several = self.count > 1
         return jnp.where(several, self.squares / jnp.where(several, self.count - 1, 1), jnp.nan)
