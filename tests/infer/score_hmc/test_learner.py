@@ -54,7 +54,8 @@ def test_what_is_known_keeps_its_shape(name: str) -> None:
     z, i = jax.ShapeDtypeStruct(SHAPE, DTYPE), jax.ShapeDtypeStruct((), jnp.int32)
     first: Any = jax.eval_shape(lambda z: begun(learner, z), z)
     after: Any = jax.eval_shape(once, z, i, first)
-    assert jax.tree.structure(after) == jax.tree.structure(first)
+    structures: list[Any] = [jax.tree.structure(after), jax.tree.structure(first)]
+    assert structures[0] == structures[1]
     for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(first), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
 

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from implicitppl._core.cholesky import safe_cholesky
 from implicitppl._core.frames import Frame
+from implicitppl._train.descent import descend
 
 NUM_STEPS, STEP_SIZE = 100, 0.1  # of Adam, for the hyper-parameters
 NUM_HYPER_POINTS = 256  # the marginal likelihood is that of the first so many rows
@@ -254,17 +255,7 @@ def _search(first: Hyper, points: Array, target: Array, slack: Array, valid: Arr
         return fit + log_det + sum(away) + lengths
 
     optimiser = optax.adam(optax.cosine_decay_schedule(STEP_SIZE, NUM_STEPS))
-
-    def step(carry: tuple[Hyper, optax.OptState], _: None) -> tuple:
-        p, state = carry
-        gradient = jax.grad(loss)(p)
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in gradient]))
-        gradient = jax.tree.map(lambda g: jnp.where(finite, g, 0), gradient)
-        with jax.numpy_dtype_promotion("standard"):
-            update, state = optimiser.update(gradient, state)
-            return (optax.apply_updates(p, update), state), None
-
-    return jax.lax.scan(step, (first, optimiser.init(first)), None, length=NUM_STEPS)[0][0]
+    return descend(loss, first, optimiser, NUM_STEPS).last
 
 
 def _jitter(dtype: jnp.dtype) -> float:
