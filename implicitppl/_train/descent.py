@@ -94,7 +94,7 @@ def descend(
         following = state._replace(
             point=_choose(good, moved, back),
             optimiser=_choose(good, memory, state.optimiser),
-            num_skipped=state.num_skipped + ~good,
+            num_skipped=state.num_skipped + (~good).astype(jnp.int32),
         )
         if held_out is None:
             following = _keep_best(following, state.point, jnp.where(good, value, jnp.nan))

@@ -96,7 +96,7 @@ def _fit_fold(
 
 def _coefficients(
     kernel: RadialChoice, sample: Sample, basis: Basis, base: Float[Array, "T R"]
-) -> Float[Array, "2*J R"]:
+) -> Float[Array, "rows R"]:
     """Return beta without a reference, then with one whose scores are given; rows."""
     plain = stein_targets(kernel, sample, basis.centres, None)
     weighted = sample.weights[:, None] * base
