@@ -20,7 +20,7 @@ extrapolation, NeurIPS 2014, sections 3.2 and 3.3; Saatci, PhD thesis, Cambridge
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -36,6 +36,7 @@ from implicitppl._core.points import as_points, check_width
 from implicitppl.gp._means import Mean, as_mean
 from implicitppl.kernels import Kernel
 from implicitppl.kernels._parameters import as_arrays
+from implicitppl.linalg._cg import conjugate_gradients
 from implicitppl.processes import AbstractGaussianProcess
 
 # The sizes of the axes differ, so that their shapes have no common name.
@@ -291,14 +292,18 @@ class _System(NamedTuple):
     def solve(self, r: Grid, gp: GridGaussianProcess) -> Grid:
         """Return C^-1 r, without derivatives."""
         frozen, right = jax.lax.stop_gradient((self, r))
-        solution, _ = jax.scipy.sparse.linalg.cg(
-            frozen.product,
-            right,
-            tol=gp.tolerance,
-            maxiter=gp.max_iterations,
-            M=frozen.precondition,
+
+        def on_columns(apply: Callable[[Grid], Grid]) -> Callable[[Array], Array]:
+            return lambda column: apply(column.reshape(r.shape)).reshape(-1, 1)
+
+        solution = conjugate_gradients(
+            on_columns(frozen.product),
+            right.reshape(-1, 1),
+            precondition=on_columns(frozen.precondition),
+            tolerance=gp.tolerance,
+            max_iterations=gp.max_iterations,
         )
-        return jax.lax.stop_gradient(solution)
+        return solution.x.reshape(r.shape)
 
 
 def _system(
