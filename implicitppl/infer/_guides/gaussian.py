@@ -20,7 +20,7 @@ Several starts are explored at a constant rho; the best is then settled with a f
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +71,13 @@ class _Explored(NamedTuple):
     num_steps: Array
 
 
+class _Best(NamedTuple):
+    """The start of lowest loss so far, and where it led."""
+
+    loss: Array
+    explored: _Explored
+
+
 def fit_gaussian(
     key: PRNGKeyArray,
     log_density: LogDensity,
@@ -107,25 +114,32 @@ def fit_gaussian(
     def step(state: _State, key: PRNGKeyArray, rate: Array) -> _State:
         return _step(log_density, state, key, rate, num_particles)
 
-    def explore(arguments: tuple[Array, PRNGKeyArray]) -> _Explored:
-        start, key = arguments
-        return _explore(step, _initial(start, init_scale), key, max_steps)
+    def stage(best: _Best, given: tuple[Array, Array, PRNGKeyArray]) -> tuple[_Best, Any]:
+        """Explores one start, or settles the best of them."""
+        index, start, key = given
+        settles = index == starts.shape[0]
+        begin = _either(settles, best.explored.state, _initial(start, init_scale))
+        end = _descend(step, begin, key, settles, max_steps)
+        loss = jnp.where(jnp.isfinite(end.mean), end.mean, jnp.inf)
+        better = ~settles & ((loss < best.loss) | (index == 0))
+        return _either(better, _Best(loss, end), best), (loss, end.state)
 
-    # A map, not a vmap: one start may need many more steps than another.
-    keys = jax.random.split(explore_key, starts.shape[0])
-    explored = jax.lax.map(explore, (starts, keys))
-    losses = jnp.where(jnp.isfinite(explored.mean), explored.mean, jnp.inf)
-    best = jnp.argmin(losses)
-    chosen = jax.tree.map(lambda leaf: leaf[best], explored)
-
-    def settle(state: _State, t: Array) -> tuple[_State, None]:
-        rate = RATE * 10.0 / (10.0 + t)
-        return step(state, jax.random.fold_in(settle_key, t), rate), None
-
-    state, _ = jax.lax.scan(settle, chosen.state, jnp.arange(SETTLE_STEPS))
+    # One after the other, not a vmap: one start may need many more steps than another. Settling is
+    # one stage more of the same loop, so that the density's gradient is compiled once.
+    keys = jnp.concatenate([jax.random.split(explore_key, starts.shape[0]), settle_key[None]])
+    places = jnp.concatenate([starts, starts[:1]])
+    inf = jnp.asarray(jnp.inf, starts.dtype)
+    nothing = _Best(inf, _unexplored(_initial(starts[0], init_scale)))
+    best, (losses, states) = jax.lax.scan(stage, nothing, (jnp.arange(len(places)), places, keys))
+    state = jax.tree.map(lambda leaf: leaf[-1], states)
     loss = _loss(log_density, state, loss_key)
+    chosen = best.explored
     converged = (chosen.calm >= CALM_CHUNKS) & jnp.isfinite(loss)
-    return GaussianFit(state.loc, state.tril, loss, losses, converged, chosen.num_steps)
+    return GaussianFit(state.loc, state.tril, loss, losses[:-1], converged, chosen.num_steps)
+
+
+def _either(first: Array, a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(first, x, y), a, b)
 
 
 def _initial(start: Array, scale: float) -> _State:
@@ -135,13 +149,25 @@ def _initial(start: Array, scale: float) -> _State:
     return _State(start, tril, start, 0.5 * tril, inf, 2.0 * size**0.5 * one, one)
 
 
-def _explore(step: Callable[..., _State], state: _State, key: Array, max_steps: int) -> _Explored:
-    """Runs chunks at a constant rate until four in a row bring no lower loss."""
-    rate = jnp.asarray(RATE, state.loc.dtype)
+def _unexplored(state: _State) -> _Explored:
+    inf = jnp.asarray(jnp.inf, state.loc.dtype)
+    return _Explored(state, inf, jnp.zeros_like(inf), jnp.array(0), jnp.array(0))
+
+
+def _descend(
+    step: Callable[..., _State], state: _State, key: Array, settles: Array, max_steps: int
+) -> _Explored:
+    """Runs chunks of steps.
+
+    Exploring, at a constant rate until four chunks in a row bring no lower loss; settling, at a
+    rate that falls as 1/t, for `SETTLE_STEPS`.
+    """
 
     def chunk(explored: _Explored) -> _Explored:
         def one(state: _State, t: Array) -> tuple[_State, Array]:
-            new = step(state, jax.random.fold_in(key, explored.num_steps + t), rate)
+            t = explored.num_steps + t
+            rate = jnp.where(settles, RATE * 10.0 / (10.0 + t), RATE).astype(state.loc.dtype)
+            new = step(state, jax.random.fold_in(key, t), rate)
             return new, new.loss
 
         state, losses = jax.lax.scan(one, explored.state, jnp.arange(CHUNK))
@@ -152,11 +178,10 @@ def _explore(step: Callable[..., _State], state: _State, key: Array, max_steps: 
         return _Explored(state, mean, spread, calm, explored.num_steps + CHUNK)
 
     def keep_going(explored: _Explored) -> Array:
-        return (explored.calm < CALM_CHUNKS) & (explored.num_steps < max_steps)
+        moves = (explored.calm < CALM_CHUNKS) & (explored.num_steps < max_steps)
+        return jnp.where(settles, explored.num_steps < SETTLE_STEPS, moves)
 
-    inf = jnp.asarray(jnp.inf, state.loc.dtype)
-    start = _Explored(state, inf, jnp.zeros_like(inf), jnp.array(0), jnp.array(0))
-    return jax.lax.while_loop(keep_going, chunk, start)
+    return jax.lax.while_loop(keep_going, chunk, _unexplored(state))
 
 
 def _step(
