@@ -4,6 +4,12 @@
 guide and some thousand memory maps, for good: a process that fits new guides a hundred times would
 die.
 
+How hard XLA works on a program is said with it, because its default is dear. Measured on a step of
+the default implicit guide, 400 kernels, jaxlib 0.10, CPU seconds of compiling and of 100 steps on
+569 rows: default 9 and .10, `OFTEN` 4.3 and .10, `ONCE` 1.6 and .3. XLA's default also takes 1 to 4
+seconds for every set of more than a few dozen random numbers, these .2. `ONCE` leaves loops as they
+are written: it is for programs that run once and have little to do, whatever the data.
+
 A program holds the globals and closures of its function as they were when it was traced. Whoever
 keeps programs for a second call (`implicitppl.infer.fit`) compares `Captured` first: if a value has
 been rebound in between (a notebook cell that sets `y` anew), the programs must not be used again.
@@ -12,12 +18,30 @@ Values that were changed in place are not seen.
 
 import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
+from jax.extend.core import get_opaque_trace_state
+
+Options = Mapping[str, Any]
+
+_OUTSIDE = get_opaque_trace_state(convention="flax")
+_PLAIN_KERNELS = {"xla_cpu_use_fusion_emitters": False}
+ONCE: Options = {"xla_backend_optimization_level": 0, **_PLAIN_KERNELS}
+OFTEN: Options = {"xla_backend_optimization_level": 1, **_PLAIN_KERNELS}
+
+
+FEW = 3000
+"""Numbers of data, up to which a program that runs once is sooner done with plain loops."""
+
+
+def effort_once(data: Any) -> Options:
+    """Return how hard to work on a long program that runs once, by the amount of data in it."""
+    arrays = (leaf for leaf in jax.tree.leaves(data) if _is_array(leaf))
+    return ONCE if sum(leaf.size for leaf in arrays) <= FEW else OFTEN
 
 
 class Compiled:
@@ -25,19 +49,58 @@ class Compiled:
 
     Args:
         function: of positional arguments; what it returns must be arrays.
+        effort: `ONCE`, `OFTEN`, or which of them, as a function of the arguments. Inside of
+            another program, that one's counts.
+        keep: the number of programs that are kept, the latest ones; None for all.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        effort: Options | Callable[..., Options] = OFTEN,
+        *,
+        keep: int | None = None,
+    ) -> None:
+        self.function, self.effort, self.keep = function, effort, keep
         self.programs: dict[Any, Callable[[Any], Any]] = {}
 
     def __call__(self, *args: Any) -> Any:
         arrays, fixed = eqx.partition(args, _is_array)
         leaves, structure = jax.tree.flatten(fixed)
-        key = (tuple((type(leaf), leaf) for leaf in leaves), structure)
-        if key not in self.programs:
-            self.programs[key] = jax.jit(lambda arrays: self.function(*eqx.combine(arrays, fixed)))
-        return self.programs[key](arrays)
+        is_inner = get_opaque_trace_state(convention="flax") != _OUTSIDE
+        key = (tuple((type(leaf), leaf) for leaf in leaves), structure, is_inner)
+        program = self.programs.pop(key, None)
+        if program is None:
+            effort = self.effort(*args) if callable(self.effort) else self.effort
+            program = self._program(fixed, {} if is_inner else known(effort))
+        self.programs[key] = program  # the latest one stands last
+        if self.keep is not None and len(self.programs) > self.keep:
+            del self.programs[next(iter(self.programs))]
+        return program(arrays)
+
+    def _program(self, fixed: Any, options: Options) -> Callable[[Any], Any]:
+        def program(arrays: Any) -> Any:
+            return self.function(*eqx.combine(arrays, fixed))
+
+        program.__name__ = getattr(self.function, "__name__", program.__name__)
+        return jax.jit(program, compiler_options=dict(options) or None)
+
+
+def known(options: Options) -> Options:
+    """Return those of the options that this XLA has for the CPU; none on another device."""
+    if jax.default_backend() != "cpu":
+        return {}
+    return {name: value for name, value in options.items() if _is_known(name, value)}
+
+
+@functools.cache
+def _is_known(name: str, value: Any) -> bool:
+    """Tell whether XLA takes an option; one that it has dropped is an error at compile time."""
+    try:
+        jax.jit(lambda: np.int32(0), compiler_options={name: value}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def _is_array(leaf: Any) -> bool:

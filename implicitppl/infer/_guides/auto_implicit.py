@@ -21,6 +21,7 @@ from numpyro.distributions import Distribution
 from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.initialization import init_to_median
 
+from implicitppl._train.programs import ONCE, Captured, Compiled, effort_once
 from implicitppl.distributions import Implicit, ResidualGenerator, SemiImplicit
 from implicitppl.infer._guides.gaussian import GaussianFit, fit_gaussian
 from implicitppl.infer._guides.starts import prior_starts
@@ -104,6 +105,7 @@ class AutoImplicit(AutoContinuous):
         self.generator, self.init_scale, self.width = generator, init_scale, width
         self.num_starts = num_starts
         self._fits_at_init = num_starts > 0
+        self._programs: dict[str, tuple[Captured, Compiled]] = {}
         super().__init__(
             model,
             prefix=prefix,
@@ -111,6 +113,19 @@ class AutoImplicit(AutoContinuous):
             create_plates=create_plates,
             forward_mode_differentiation=forward_mode_differentiation,
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without compiled programs, which cannot be copied or pickled."""
+        return {**super().__getstate__(), "_programs": {}}
+
+    def _kept(self, method: Callable[..., Any]) -> Compiled:
+        """Returns the compiled form of a method, the same one until the model's globals change."""
+        captured = Captured(self.model, self.generator)
+        held, program = self._programs.get(method.__name__, (None, None))
+        if program is None or held != captured:
+            program = Compiled(method, ONCE)
+            self._programs[method.__name__] = captured, program
+        return program
 
     @property
     def has_density_bounds(self) -> bool:
@@ -121,6 +136,7 @@ class AutoImplicit(AutoContinuous):
         """Looks at the model once, as every AutoGuide does; refuses discrete latent sites first."""
         refuse_discrete(Call(self.model, args, kwargs), _OTHER_GUIDE)
         super()._setup_prototype(*args, **kwargs)
+        self._programs = {}
         given = self._template()
         if isinstance(given, ResidualGenerator) and given.size != self.latent_dim:
             raise ValueError(
@@ -176,20 +192,27 @@ class AutoImplicit(AutoContinuous):
     def _posterior_at(self, args: Any, kwargs: Any) -> Distribution:
         """The posterior, whose parameters may not exist yet: they then start at the Gaussian."""
 
-        @jax.jit
         def initial(key: PRNGKeyArray) -> Any:
-            arrays = eqx.filter(self._make(key), eqx.is_inexact_array)
-            if not (self._fits_at_init and self.has_density_bounds):
-                return arrays
-            trace = self.prototype_trace
-            params = {k: v["value"] for k, v in trace.items() if v["type"] == "param"}
-            start_key = jax.random.fold_in(key, 1)
-            started, _ = self.gaussian_start(
-                start_key, {**params, self._site: arrays}, *args, **kwargs
-            )
-            return started[self._site]
+            if self._fits_at_init and self.has_density_bounds:
+                return Compiled(
+                    lambda key: self._started(key, args, kwargs), effort_once((args, kwargs))
+                )(key)
+            return self._kept(self._fresh)(key)
 
         return self._get_posterior(initial)
+
+    def _fresh(self, key: PRNGKeyArray) -> Any:
+        """Returns the arrays of a fresh generator."""
+        return eqx.filter(self._make(key), eqx.is_inexact_array)
+
+    def _started(self, key: PRNGKeyArray, args: Any, kwargs: Any) -> Any:
+        """Returns the arrays of a fresh generator, on the best Gaussian as its frame."""
+        trace = self.prototype_trace
+        params = {k: v["value"] for k, v in trace.items() if v["type"] == "param"}
+        start_key = jax.random.fold_in(key, 1)
+        params = {**params, self._site: self._fresh(key)}
+        started, _ = self.gaussian_start(start_key, params, *args, **kwargs)
+        return started[self._site]
 
     def _get_posterior(self, initial: Callable[[PRNGKeyArray], Any] | None = None) -> Distribution:
         arrays = numpyro.param(self._site, initial)
@@ -304,6 +327,9 @@ class AutoImplicit(AutoContinuous):
         self, rng_key: PRNGKeyArray, params: Params, num_samples: int = 1000
     ) -> Array:
         """Returns draws of the unconstrained vector, (num_samples, D)."""
+        return self._kept(self._latent_draws)(rng_key, params, int(num_samples))
+
+    def _latent_draws(self, rng_key: PRNGKeyArray, params: Params, num_samples: int) -> Array:
         return self.get_posterior(params).sample(rng_key, (num_samples,))
 
     def log_density_bounds(
@@ -324,6 +350,13 @@ class AutoImplicit(AutoContinuous):
                 "`log_density_bounds` needs a generator with a conditional layer "
                 f"(`ResidualGenerator`); got {type(posterior.sampler).__name__}."
             )
+        program = self._kept(self._bounded_draws)
+        return program(rng_key, params, int(num_samples), int(num_inner))
+
+    def _bounded_draws(
+        self, rng_key: PRNGKeyArray, params: Params, num_samples: int, num_inner: int
+    ) -> tuple[Array, Array, Array]:
+        posterior = self.get_posterior(params)
         draw_key, inner_key = jax.random.split(rng_key)
         draws, noise = posterior.sample_with_intermediates(draw_key, (num_samples,))
         bounds = posterior.log_density_bounds(inner_key, noise, num_inner=num_inner)
@@ -338,6 +371,12 @@ class AutoImplicit(AutoContinuous):
         **kwargs: Any,
     ) -> dict[str, Array]:
         """Returns draws of the latent and deterministic sites, on the model's own scale."""
+        shape = tuple(int(size) for size in sample_shape)
+        return self._kept(self._constrained_draws)(rng_key, params, shape)
+
+    def _constrained_draws(
+        self, rng_key: PRNGKeyArray, params: Params, sample_shape: tuple[int, ...]
+    ) -> dict[str, Array]:
         latent = self.get_posterior(params).sample(rng_key, sample_shape)
         return self._unpack_and_constrain(latent, params)
 

@@ -142,8 +142,13 @@ class ImplicitELBO(ELBO):
         **kwargs: Any,
     ) -> str:
         """Return in words what the reported loss is, for this model and guide."""
-        trace = self._trace_guide(rng_key, rng_key, Call(guide, args, kwargs, params))
-        kinds = {kind_of(site) for site in latent_sites(trace).values()}
+        kinds: set[str] = set()
+
+        def look() -> None:
+            trace = self._trace_guide(rng_key, rng_key, Call(guide, args, kwargs, params))
+            kinds.update(kind_of(site) for site in latent_sites(trace).values())
+
+        jax.eval_shape(look)  # nothing is drawn
         if "implicit" in kinds or ("semi-implicit" in kinds and self.score_sites == "all"):
             return SURROGATE
         return CHANGE if "semi-implicit" in kinds else EXPLICIT

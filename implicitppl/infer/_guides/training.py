@@ -19,7 +19,7 @@ from numpyro.infer import ELBO, SVI
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.svi import SVIState
 
-from implicitppl._train.programs import Compiled
+from implicitppl._train.programs import ONCE, Compiled, effort_once
 from implicitppl._train.schedule import Plan, drift, falls, rate_factor
 from implicitppl.infer._guides.auto_implicit import AutoImplicit
 from implicitppl.infer._guides.elbo import CHANGE, SURROGATE, ImplicitELBO
@@ -77,22 +77,22 @@ class Runner:
         self.objective = ""
         self.subsamples = False
         self.rate = OTHER_RATE
-        self.begin = Compiled(self._begin)
+        self.start = Compiled(self._start, ONCE)
+        self.begin = Compiled(self._begin, lambda *given: effort_once(given[3:]))
         self.chunk = Compiled(self._chunk)
-        self.probe = Compiled(self._probe)
-        self.folds = Compiled(self._folds)
+        self.probe = Compiled(self._probe, ONCE)
+        self.folds = Compiled(self._folds, ONCE)
 
     def init(self, key: PRNGKeyArray, init_params: Any, args: Any, kwargs: Any) -> SVIState:
         """Returns SVI's state before the first step, and settles loss and rate."""
         guide = self.svi.guide
-        plain = guide.plain_init() if isinstance(guide, AutoImplicit) else contextlib.nullcontext()
-        with plain:  # `begin` starts it from a Gaussian, and keeps what that found
-            if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
-                # An AutoGuide takes a key when it first looks at the model. Let it look now, or the
-                # first of two equal runs would start from other networks than the second.
-                with handlers.block(), handlers.seed(rng_seed=jax.random.fold_in(key, 2)):
-                    guide(*args, **kwargs)
-            svi_state = self.svi.init(key, *args, init_params=init_params, **kwargs)
+        if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
+            # An AutoGuide takes a key when it first looks at the model. Let it look now, or the
+            # first of two equal runs would start from other networks than the second.
+            with handlers.block(), handlers.seed(rng_seed=jax.random.fold_in(key, 2)):
+                look = guide._setup_prototype if isinstance(guide, AutoImplicit) else guide
+                look(*args, **kwargs)
+        svi_state = self._first_state(key, init_params, args, kwargs)
         if not self.objective:
             self.objective = self._describe(svi_state, args, kwargs)
             self.subsamples = _subsamples(Call(self.svi.model, args, kwargs))
@@ -102,6 +102,25 @@ class Runner:
             rate = self.plan.learning_rate
             self.rate = DEFAULT_RATE.get(self.objective, OTHER_RATE) if rate is None else rate
         return svi_state
+
+    def _first_state(self, *given: Any) -> SVIState:
+        """Returns what `SVI.init` does; for an implicit guide in one program and not in a hundred.
+
+        Other guides, which may look at values, are left to NumPyro.
+        """
+        if not isinstance(self.svi.guide, AutoImplicit):
+            return self._start(*given)
+        svi_state = self.start(*given)
+        kept = jax.tree.leaves(self.svi.constrain_fn.args)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in kept):  # a constraint with arrays
+            return self._start(*given)
+        return svi_state
+
+    def _start(self, key: PRNGKeyArray, init_params: Any, args: Any, kwargs: Any) -> SVIState:
+        guide = self.svi.guide
+        plain = guide.plain_init() if isinstance(guide, AutoImplicit) else contextlib.nullcontext()
+        with plain:  # `begin` starts it from a Gaussian, and keeps what that found
+            return self.svi.init(key, *args, init_params=init_params, **kwargs)
 
     def _begin(
         self, key: PRNGKeyArray, svi_state: SVIState, warm: bool, args: Any, kwargs: Any
@@ -273,7 +292,7 @@ class Runner:
             if not np.mean(last) < float(state.gaussian.loss) + 3 * error + START_ERROR:
                 return self.svi.constrain_fn(state.start), False, spread
         if self.objective == CHANGE:
-            shell = state.svi._replace(optim_state=self.svi.optim.init(params))
+            shell = _strong_types(state.svi._replace(optim_state=self.svi.optim.init(params)))
             converged = converged and float(self.folds(shell, args, kwargs)) == 0
         return self.svi.constrain_fn(params), converged, spread
 
@@ -291,7 +310,7 @@ def _subsamples(call: Call) -> bool:
     return look_at(call, read)
 
 
-def _strong_types(state: FitState) -> FitState:
+def _strong_types(state: Any) -> Any:
     """Removes weak types, which would make the second chunk compile again."""
     return jax.tree.map(lambda x: jnp.asarray(x, dtype=jnp.asarray(x).dtype), state)
 
