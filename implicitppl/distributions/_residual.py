@@ -203,8 +203,7 @@ class ResidualGenerator(eqx.Module):
     def jacobian(self, noise: Vector) -> Jacobian:
         """Return m'(noise) in factored form."""
         y = self._features(noise)
-        (log_ratio, _), tangent = jax.linearize(self._residual, y)
-        ratios, shifts = jax.vmap(tangent, out_axes=1)(jnp.eye(y.shape[0], dtype=y.dtype))
+        log_ratio, _, ratios, shifts = self._residual_along(y)
         low = noise[:, None] * ratios + jnp.exp(-log_ratio)[:, None] * shifts
         small = low if self.features is None else self.features.T @ low
         inverse, margin, sign = small_inverse(jnp.eye(y.shape[0], dtype=y.dtype) + small)
@@ -217,8 +216,11 @@ class ResidualGenerator(eqx.Module):
 
     def draw(self, large: Vector, small: Vector) -> Vector:
         """Return w = m(large) + sigma m'(large) small."""
-        w, tangent = jax.jvp(self.map, (large,), (self.sigma * small,))
-        return w + tangent
+        small = self.sigma * small
+        direction = self._features(small)[:, None]
+        log_ratio, shift, ratios, shifts = self._residual_along(self._features(large), direction)
+        scaled = large + small + large * ratios[:, 0]
+        return jnp.exp(log_ratio) * scaled + shift + shifts[:, 0]
 
     def __call__(self, key: PRNGKeyArray) -> Vector:
         """Return one draw."""
@@ -279,6 +281,27 @@ class ResidualGenerator(eqx.Module):
         """Return a and b; a is capped smoothly at `MAX_LOG_RATIO`."""
         log_ratio, shift = jnp.split(self.network(y), 2)
         return MAX_LOG_RATIO * jnp.tanh(log_ratio / MAX_LOG_RATIO), shift
+
+    def _residual_along(
+        self, y: Array, directions: Array | None = None
+    ) -> tuple[Array, Array, Array, Array]:
+        """Return a, b and their slopes (D, K) along the columns of `directions`, or a', b' (D, R).
+
+        The slopes go through the layers beside the values. `jax.linearize` gives the same numbers,
+        and a tenth more to compile.
+        """
+        value, slopes = y, directions
+        *hidden, last = self.network.layers
+        for layer in hidden:
+            z = layer(value)
+            gate = jax.nn.sigmoid(z)
+            slope = gate * (1 + z * (1 - gate))  # of silu(z) = z gate
+            value = z * gate
+            slopes = slope[:, None] * (layer.weight if slopes is None else layer.weight @ slopes)
+        log_ratio, shift = jnp.split(last(value), 2)
+        ratios, shifts = jnp.split(last.weight @ slopes, 2)
+        capped = jnp.tanh(log_ratio / MAX_LOG_RATIO)
+        return MAX_LOG_RATIO * capped, shift, (1 - capped**2)[:, None] * ratios, shifts
 
 
 def standard_normal(x: Vector) -> Float[Array, ""]:

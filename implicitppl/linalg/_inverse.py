@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 
 class Inverse(NamedTuple):
@@ -63,8 +63,8 @@ def _inverse(matrix: Array) -> tuple[Array, Array, Array]:
     size = matrix.shape[0]
     rows = jnp.arange(size)
 
-    def step(k: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        w, order, pivots = state
+    def step(k: Array, state: tuple[Array, Array, Array, Array]) -> tuple[Array, ...]:
+        w, order, pivots, parity = state
         column = jax.lax.dynamic_index_in_dim(w, k, axis=1, keepdims=False)
         unused = jnp.all(order[None, :] != rows[:, None], axis=1)
         pivot_row = jnp.argmax(jnp.where(unused, jnp.abs(column), -1.0))
@@ -76,19 +76,17 @@ def _inverse(matrix: Array) -> tuple[Array, Array, Array]:
         cleared = jnp.where(at_pivot[:, None], row[None, :], w - factor[:, None] * row[None, :])
         new_column = jnp.where(at_pivot, 1.0, -factor) / divisor
         w = jnp.where((rows == k)[None, :], new_column[:, None], cleared)
-        return w, order.at[k].set(pivot_row), pivots.at[k].set(pivot)
+        skipped = jnp.sum(unused & (rows < pivot_row))  # inversions of `order` that end here
+        order, pivots = order.at[k].set(pivot_row), pivots.at[k].set(pivot)
+        return w, order, pivots, parity + skipped
 
-    start = (matrix, jnp.full((size,), -1, rows.dtype), jnp.zeros((size,), matrix.dtype))
-    w, order, pivots = jax.lax.fori_loop(0, size, step, start)
-    sign = _parity(order).astype(matrix.dtype) * jnp.prod(jnp.sign(pivots))
-    inverse = jnp.where(sign == 0, jnp.nan, w[order][:, jnp.argsort(order)])
+    zero = jnp.zeros((), rows.dtype)
+    start = (matrix, jnp.full((size,), -1, rows.dtype), jnp.zeros((size,), matrix.dtype), zero)
+    w, order, pivots, inversions = jax.lax.fori_loop(0, size, step, start)
+    sign = (1 - 2 * (inversions % 2)).astype(matrix.dtype) * jnp.prod(jnp.sign(pivots))
+    place = jnp.argmax(order[None, :] == rows[:, None], axis=1)  # where each row was the pivot
+    inverse = jnp.where(sign == 0, jnp.nan, w[order][:, place])
     return inverse, jnp.sum(jnp.log(jnp.abs(pivots))), sign
-
-
-def _parity(order: Int[Array, " N"]) -> Int[Array, ""]:
-    """Return 1 for an even and -1 for an odd permutation, by counting inversions."""
-    inversions = jnp.sum(jnp.triu(order[:, None] > order[None, :], 1))
-    return 1 - 2 * (inversions % 2)
 
 
 @_inverse.defjvp
