@@ -316,6 +316,23 @@ def _strong_types(state: Any) -> Any:
 
 
 def _adam(learning_rate: Any) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.clip_by_global_norm(GRADIENT_CLIP), optax.adam(learning_rate, b1=0.9, b2=0.99)
-    )
+    adam = optax.adam(learning_rate, b1=0.9, b2=0.99)
+    return _as_one_vector(optax.chain(optax.clip_by_global_norm(GRADIENT_CLIP), adam))
+
+
+def _as_one_vector(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns the optimiser on all parameters as one vector: one program for eleven arrays.
+
+    As `optax.flatten`, and without parameters, too.
+    """
+
+    def init(params: Any) -> Any:
+        return inner.init(ravel_pytree(params)[0])
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        flat, restore = ravel_pytree(updates)
+        flat, state = inner.update(flat, state)
+        return restore(flat), state
+
+    return optax.GradientTransformation(init, update)
