@@ -108,7 +108,10 @@ def guide_draws(
 def _reordered(guide: Any, target: Target, z: Any) -> Any:
     """Rows in the guide's own order of sites, brought to the target's."""
     unpack = getattr(guide, "_unpack_latent", None)
-    return z if unpack is None else jax.vmap(lambda row: target.ravel(unpack(row)))(z)
+    if unpack is None:
+        return z
+    order = np.asarray(target.ravel(unpack(np.arange(target.dim, dtype=np.float32)))).astype(int)
+    return z if np.array_equal(order, np.arange(target.dim)) else z[:, order]
 
 
 def _flat_posterior(guide: Any, params: Any) -> Any:

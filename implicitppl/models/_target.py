@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,10 +25,82 @@ from numpyro import handlers
 from numpyro.distributions import biject_to
 from numpyro.distributions.util import sum_rightmost
 from numpyro.infer import init_to_uniform
-from numpyro.infer.util import get_transforms, initialize_model, log_density
+from numpyro.infer.util import (
+    constrain_fn,
+    get_transforms,
+    initialize_model,
+    log_density,
+    potential_energy,
+)
 
+from implicitppl._train.programs import OFTEN, ONCE, Captured, Compiled
 from implicitppl.models._call import Call, refuse_discrete
 from implicitppl.models._sites import site_labels
+
+KEPT = 8  # programs of so many models
+
+
+class FlatDensity(eqx.Module):
+    """z (D,) -> log p(x(z), data) + log |det dx/dz|, with the data among its leaves.
+
+    A program that takes it as an argument (`implicitppl._train.programs.Compiled`) is compiled once
+    for all data of equal shapes.
+    """
+
+    call: Call
+    sites: tuple[str, ...] = eqx.field(static=True)
+    shapes: tuple[tuple[int, ...], ...] = eqx.field(static=True)
+    captured: Captured = eqx.field(static=True)
+
+    def __call__(self, z: Float[Array, " D"]) -> Float[Array, ""]:
+        """Return the log density at one point."""
+        call = self.call
+        values = _unravel(self.sites, self.shapes)(z)
+        return -potential_energy(_fixed(call), call.args, call.kwargs, values)
+
+    def constrained(self, z: Float[Array, " D"]) -> dict[str, Array]:
+        """Return the latent sites on the model's own scale."""
+        call = self.call
+        values = _unravel(self.sites, self.shapes)(z)
+        x = constrain_fn(_fixed(call), call.args, call.kwargs, values)
+        return {name: x[name] for name in self.sites}
+
+    def unconstrained(self, x: Mapping[str, Any]) -> tuple[Array, Array]:
+        """Return the point z of latent sites, and log |det dx/dz|."""
+        call = self.call
+        transforms = get_transforms(handlers.seed(_fixed(call), 0), call.args, call.kwargs, x)
+        values = {k: transforms[k]._inverse(x[k]) for k in self.sites}
+        volume = [transforms[k].log_abs_det_jacobian(values[k], x[k]) for k in self.sites]
+        return _ravel(values, self.sites), sum((jnp.sum(v) for v in volume), start=jnp.zeros(()))
+
+
+def _fixed(call: Call) -> Callable[..., Any]:
+    """Return the model with its parameters; where it asks for a key, it gets the same one."""
+
+    def same_key(site: Any) -> Any:
+        asks = site["type"] == "prng_key" and site["value"] is None
+        return random.key(0) if asks else None
+
+    fixed = handlers.substitute(call.program, data=dict(call.params))
+    return handlers.substitute(fixed, substitute_fn=same_key)
+
+
+def _values_and_scores(density: Callable[[Array], Array], z: Array) -> tuple[Array, Array]:
+    return jax.vmap(jax.value_and_grad(density))(z)
+
+
+def _constrained(density: FlatDensity, z: Array) -> dict[str, Array]:
+    return jax.vmap(density.constrained)(z)
+
+
+def _unconstrained(density: FlatDensity, x: dict[str, Array]) -> tuple[Array, Array]:
+    return jax.vmap(density.unconstrained)(x)
+
+
+# Shared by all targets: the density, with its data, is an argument.
+_evaluate = Compiled(_values_and_scores, OFTEN, keep=KEPT)
+_constrain = Compiled(_constrained, ONCE, keep=KEPT)
+_unconstrain = Compiled(_unconstrained, ONCE, keep=KEPT)
 
 
 @dataclass(frozen=True)
@@ -38,25 +111,46 @@ class Target:
     the latent sites; `unconstrain` maps such a dict back to `(S, D)` and `log |det dT/dz|` `(S,)`.
     """
 
-    sites: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
     names: tuple[str, ...]
-    log_density: Callable[[Any], Any]
-    constrain: Callable[[Any], dict[str, Any]]
-    unconstrain: Callable[[Mapping[str, Any]], tuple[Any, Any]]
+    log_density: FlatDensity
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the latent sites, in the order of the coordinates."""
+        return self.log_density.sites
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the latent sites, unconstrained."""
+        return self.log_density.shapes
 
     @property
     def dim(self) -> int:
         """Number of unconstrained coordinates `D`."""
         return len(self.names)
 
+    def evaluate(
+        self, samples: Float[Array, "S D"]
+    ) -> tuple[Float[Array, " S"], Float[Array, "S D"]]:
+        """Log density and its gradient at every row."""
+        return _evaluate(self.log_density, jnp.asarray(samples))
+
     def scores(self, samples: Float[Array, "S D"]) -> Float[Array, "S D"]:
         """Gradient of the log density at every row."""
-        return jax.jit(jax.vmap(jax.grad(self.log_density)))(samples)
+        return self.evaluate(samples)[1]
 
     def log_densities(self, samples: Float[Array, "S D"]) -> Float[Array, " S"]:
         """Log density of every row."""
-        return jax.jit(jax.vmap(self.log_density))(samples)
+        return self.evaluate(samples)[0]
+
+    def constrain(self, samples: Float[Array, "S D"]) -> dict[str, Any]:
+        """Latent sites on the model's own scale, by name."""
+        return _constrain(self.log_density, jnp.asarray(samples))
+
+    def unconstrain(self, draws: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Points `(S, D)` of constrained draws, and `log |det dT/dz|` `(S,)`."""
+        held = {k: jnp.asarray(draws[k]) for k in self.sites}
+        return _unconstrain(self.log_density, held)
 
     def ravel(self, values: Mapping[str, Any]) -> Float[Array, " D"]:
         """One flat vector from a dict of unconstrained values."""
@@ -78,7 +172,7 @@ def posterior_target(
         model_args: its arguments, data included.
         model_kwargs: its keyword arguments.
         params: values of `numpyro.param` sites of the model, if it has any.
-        rng_key: key of the search for a valid starting point.
+        rng_key: key of the starting values of parameters that are not in `params`.
 
     Returns:
         `Target`.
@@ -86,44 +180,47 @@ def posterior_target(
     Raises:
         ValueError: a discrete latent site, or none at all.
     """
-    kwargs = dict(model_kwargs or {})
-    fixed = handlers.substitute(model, data=dict(params)) if params else model
-    refuse_discrete(Call(fixed, model_args, kwargs), "Sum them out of the model.")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        info = initialize_model(
-            random.key(0) if rng_key is None else rng_key,
-            fixed,
-            init_strategy=init_to_uniform,
-            model_args=model_args,
-            model_kwargs=kwargs,
-            validate_grad=False,
-        )
-    sites = _latent_sites(info.model_trace, info.param_info.z)
-    prototype = {k: info.param_info.z[k] for k in sites}
-    shapes = tuple(jnp.shape(v) for v in prototype.values())
-    unravel = _unravel(sites, shapes)
+    call = Call(model, tuple(model_args), dict(model_kwargs or {}), dict(params or {}))
+    key = random.key(0) if rng_key is None else rng_key
+    refuse_discrete(call, "Sum them out of the model.")
+    shapes, held = _latent_shapes(call, key)
+    call = call._replace(params={**call.params, **held})
+    names = tuple(n for k, shape in shapes.items() for n in site_labels(k, shape))
+    density = FlatDensity(call, tuple(shapes), tuple(shapes.values()), Captured(model))
+    return Target(names, density)
 
-    def constrain(samples: Any) -> Any:
-        def one(z: Any) -> Any:
-            values = info.postprocess_fn(unravel(z))
-            return {k: values[k] for k in sites}
 
-        return jax.vmap(one)(jnp.asarray(samples))
+def _latent_shapes(call: Call, key: Array) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
+    """Return the unconstrained shape of each latent site, and values that the model keeps.
 
-    def unconstrain(draws: Any) -> Any:
-        def one(x: Any) -> Any:
-            transforms = get_transforms(handlers.seed(fixed, 0), model_args, kwargs, x)
-            values = {k: transforms[k]._inverse(x[k]) for k in sites}
-            volume = [transforms[k].log_abs_det_jacobian(values[k], x[k]) for k in sites]
-            return _ravel(values, sites), sum(jnp.sum(v) for v in volume)
+    Nothing is computed, unless the model has parameters or mutable sites without a value.
+    """
+    found: list[tuple[dict[str, tuple[int, ...]], dict[str, Any]]] = []
 
-        return jax.vmap(one)({k: jnp.asarray(draws[k]) for k in sites})
+    def look(key: Array) -> None:
+        fixed = handlers.substitute(call.program, data=dict(call.params))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            info = initialize_model(
+                key,
+                fixed,
+                init_strategy=init_to_uniform,
+                model_args=call.args,
+                model_kwargs=dict(call.kwargs),
+                validate_grad=False,
+            )
+        z, trace = info.param_info.z, info.model_trace
+        held = {
+            name: site["value"]
+            for name, site in trace.items()
+            if site["type"] in ("param", "mutable") and name not in call.params
+        }
+        found.append(({k: jnp.shape(z[k]) for k in _latent_sites(trace, z)}, held))
 
-    names = tuple(n for k, shape in zip(sites, shapes, strict=True) for n in site_labels(k, shape))
-    return Target(
-        sites, shapes, names, lambda z: -info.potential_fn(unravel(z)), constrain, unconstrain
-    )
+    jax.eval_shape(look, key)
+    if found[-1][1]:
+        look(key)
+    return found[-1]
 
 
 def _latent_sites(trace: Any, z: Any) -> tuple[str, ...]:

@@ -191,9 +191,8 @@ def report(
 
 
 def _with_finite_scores(draws: GuideDraws, target: Target) -> tuple[GuideDraws, Any]:
-    scores = target.scores(draws.samples)
-    keep = np.isfinite(np.asarray(scores)).all(1)
-    keep &= ~np.isnan(np.asarray(target.log_densities(draws.samples)))
+    values, scores = target.evaluate(draws.samples)
+    keep = np.isfinite(np.asarray(scores)).all(1) & ~np.isnan(np.asarray(values))
     if keep.sum() < max(25, 0.5 * keep.size):
         raise ValueError(
             "`model` must have a finite log density and score at most guide draws; "

@@ -146,8 +146,8 @@ def psis_rows(target: Target, draws: GuideDraws) -> list[Row]:
     if draws.log_density is None and draws.upper is None:
         return [Row("Pareto k-hat", float("nan"), "needs a density", "info", see)]
     log_q = draws.upper if draws.log_density is None else draws.log_density
-    log_weights = target.log_densities(draws.samples) - log_q
-    out = pareto_smooth(log_weights.clip(-1e30))
+    log_weights = np.asarray(target.log_densities(draws.samples)) - np.asarray(log_q)
+    out = pareto_smooth(jnp.asarray(log_weights.clip(-1e30)))
     size = log_weights.shape[0]
     k, limit, share = float(out.k_hat), k_hat_limit(size), float(out.ess) / size
     mild = k <= 0.7 or share >= _MILD_ESS
@@ -157,7 +157,7 @@ def psis_rows(target: Target, draws: GuideDraws) -> list[Row]:
         Row("importance ESS / draws", share, "1", "info", see),
     ]
     if draws.log_density is None:
-        rows.append(_gap_row(float(jnp.mean(draws.upper - draws.lower))))
+        rows.append(_gap_row(float(np.mean(np.asarray(draws.upper - draws.lower)))))
     return rows
 
 
@@ -172,7 +172,8 @@ def _gap_row(gap: float) -> Row:
 def drift_rows(
     key: Array, target: Target, samples: Any, num_chains: int, num_steps: int
 ) -> list[Row]:
-    start, rest = samples[:num_chains], samples[num_chains:]
+    samples = np.asarray(samples)  # slices of it are no programs
+    start, rest = jnp.asarray(samples[:num_chains]), jnp.asarray(samples[num_chains:])
     baseline = rest if rest.shape[0] >= 2 * start.shape[0] else None
     out = nuts_drift(key, target.log_density, start, baseline=baseline, num_steps=num_steps)
     see = "separated modes"

@@ -19,22 +19,22 @@ Shapes: samples `(C, D)`, unconstrained. Cost: `C x T` NUTS transitions in one c
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax, random
 from jaxtyping import Array, Float
 from numpyro.infer import NUTS
 
 from implicitppl._core.checks import as_matrix, check_count
 from implicitppl._core.frames import whitening_frame
+from implicitppl._train.programs import OFTEN, Compiled, Options, effort_once
 
 _STEP_GRID = tuple(1.0 * 0.5**i for i in range(9))
 _PILOT_STEPS = 8
 _TARGET_ACCEPT = 0.8
+KEPT = 8  # programs, of so many densities
 
 
 class NutsDrift(NamedTuple):
@@ -102,19 +102,18 @@ def nuts_drift(
     z = as_matrix("samples", samples, min_rows=8)
     check_count("num_steps", num_steps, 2)
     check_count("max_tree_depth", max_tree_depth, 1)
-    density = jax.vmap(log_density)(z)
-    bad = int((~np.isfinite(np.asarray(density))).sum())
-    if bad:
-        raise ValueError(f"`log_density` must be finite at every row of `samples`; got {bad} rows.")
     pool = z if baseline is None else as_matrix("baseline", baseline, min_rows=8).astype(z.dtype)
     if pool.shape[1] != z.shape[1]:
         raise ValueError(f"`baseline` must have {z.shape[1]} columns; got {pool.shape[1]}.")
     paired = baseline is None
-    return _run(rng_key, z, pool, log_density, num_steps, max_tree_depth, paired)
+    sizes = int(num_steps), int(max_tree_depth)
+    drift, bad = _run(rng_key, z, pool, log_density, *sizes, paired)
+    if int(bad):
+        raise ValueError(f"`log_density` must be finite at every row of `samples`; got {bad} rows.")
+    return drift
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5, 6))
-def _run(
+def _drift(
     rng_key: Array,
     z: Array,
     pool: Array,
@@ -122,7 +121,9 @@ def _run(
     num_steps: int,
     max_tree_depth: int,
     paired: bool,
-) -> NutsDrift:
+) -> tuple[NutsDrift, Array]:
+    """The drift, and the number of starting points without a finite density."""
+    bad = jnp.sum(~jnp.isfinite(jax.vmap(log_density)(z)))
     white = whitening_frame(pool)
     start = white.to(z)
 
@@ -137,7 +138,7 @@ def _run(
     states = jax.vmap(white.back)(trace)[num_steps // 2 :]
     mean_drift, mean_se, sd_ratio, sd_se = _moments(z, pool, states, paired)
     moved = jnp.mean(jnp.linalg.norm(trace[-1] - start, axis=1)) / math.sqrt(2.0 * z.shape[1])
-    return NutsDrift(
+    drift = NutsDrift(
         mean_drift,
         mean_se,
         sd_ratio,
@@ -148,6 +149,16 @@ def _run(
         step_size,
         states[-1],
     )
+    return drift, bad
+
+
+def _effort(key: Array, z: Array, pool: Array, log_density: Any, *options: Any) -> Options:
+    """By the data of the density; those of a plain function are not seen."""
+    is_plain = len(jax.tree.leaves(log_density)) == 1
+    return OFTEN if is_plain else effort_once(log_density)
+
+
+_run = Compiled(_drift, _effort, keep=KEPT)
 
 
 def _choose_step(key: Array, potential: Callable[[Array], Array], start: Array) -> Array:

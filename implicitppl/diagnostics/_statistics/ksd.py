@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float
 
 from implicitppl._core.checks import as_matrix, check_count, same_shape
 from implicitppl._core.frames import whitening_frame
+from implicitppl._train.programs import Compiled
 
 _POWER = -0.5
 
@@ -171,33 +172,43 @@ def kernel_stein_discrepancy(
     check_count("block_size", block_size, 1)
     if not 0 < flip_probability <= 1:
         raise ValueError(f"`flip_probability` must be in (0, 1]; got {flip_probability}.")
+    length = _given_lengthscale(lengthscale, x.dtype)
+    flips, block_size = jnp.asarray(flip_probability), min(int(block_size), x.shape[0])
+    return _discrepancy(key, x, s, length, bool(whiten), int(num_bootstrap), flips, block_size)
+
+
+def _given_lengthscale(lengthscale: float | str, dtype: Any) -> Array | None:
+    """The lengthscale as an array; None for the median of the distances."""
+    if isinstance(lengthscale, str):
+        if lengthscale != "median":
+            raise ValueError(f'`lengthscale` must be a number or "median"; got {lengthscale!r}.')
+        return None
+    if not lengthscale > 0:
+        raise ValueError(f"`lengthscale` must be positive; got {lengthscale}.")
+    return jnp.asarray(lengthscale, dtype)
+
+
+def _in_own_frame(
+    key: Array, x: Array, s: Array, lengthscale: Array | None, whiten: bool, *options: Any
+) -> KSDResult:
     if whiten:
         white = whitening_frame(x)
         x, s = white.to(x), white.score_to(s)
     else:
         x = x - x.mean(0)  # distances by Gram products lose digits far from the origin
-    length = _lengthscale(lengthscale, x)
-    return _test(key, x, s, length, num_bootstrap, flip_probability, min(block_size, x.shape[0]))
+    return _test(key, x, s, median_distance(x) if lengthscale is None else lengthscale, *options)
 
 
-def _lengthscale(lengthscale: float | str, x: Array) -> Array:
-    if isinstance(lengthscale, str):
-        if lengthscale != "median":
-            raise ValueError(f'`lengthscale` must be a number or "median"; got {lengthscale!r}.')
-        return median_distance(x)
-    if not lengthscale > 0:
-        raise ValueError(f"`lengthscale` must be positive; got {lengthscale}.")
-    return jnp.asarray(lengthscale, x.dtype)
+_discrepancy = Compiled(_in_own_frame)
 
 
-@partial(jax.jit, static_argnames=("num_bootstrap", "block_size"))
 def _test(
     key: Array,
     x: Array,
     s: Array,
     lengthscale: Array,
     num_bootstrap: int,
-    flip_probability: float | Array,
+    flip_probability: Array,
     block_size: int,
 ) -> KSDResult:
     n = x.shape[0]

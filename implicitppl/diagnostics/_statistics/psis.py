@@ -20,6 +20,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
 from implicitppl._core.checks import is_known
+from implicitppl._train.programs import ONCE, Compiled
 
 
 class ParetoSmoothed(NamedTuple):
@@ -67,7 +68,7 @@ def pareto_smooth(log_weights: Float[Array, " S"]) -> ParetoSmoothed:
         raise ValueError(f"`log_weights` must have at least 25 entries; got {lw.shape[0]}.")
     if is_known(lw) and not np.isfinite(np.asarray(lw)).all():
         raise ValueError("`log_weights` must be finite; got NaN or infinity.")
-    return _smooth(lw)
+    return _compiled_smooth(lw)
 
 
 def k_hat_limit(num_samples: int) -> float:
@@ -75,7 +76,6 @@ def k_hat_limit(num_samples: int) -> float:
     return min(1 - 1 / math.log10(num_samples), 0.7)
 
 
-@jax.jit
 def _smooth(lw: Array) -> ParetoSmoothed:
     size = lw.shape[0]
     m = math.ceil(min(size / 5, 3 * math.sqrt(size)))
@@ -101,6 +101,9 @@ def _smooth(lw: Array) -> ParetoSmoothed:
     lw = lw - logsumexp(lw)
     k_hat = jnp.where(constant, 0.0, jnp.where(usable, k_hat, jnp.inf))
     return ParetoSmoothed(k_hat, lw, jnp.exp(-logsumexp(2 * lw)))
+
+
+_compiled_smooth = Compiled(_smooth, ONCE)
 
 
 def _pareto_fit(excess: Array) -> tuple[Array, Array]:

@@ -14,12 +14,12 @@ Shapes: samples and scores `(N, D)`, unconstrained coordinates. Time `O(N D^2 + 
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from implicitppl._core.checks import as_matrix, same_shape
 from implicitppl._core.frames import whitening_frame
+from implicitppl._train.programs import ONCE, Compiled
 
 
 class SteinSlopes(NamedTuple):
@@ -85,10 +85,9 @@ def stein_slopes(scores: Float[Array, "N D"], samples: Float[Array, "N D"]) -> S
     z = as_matrix("samples", samples, min_rows=8)
     g = as_matrix("scores", scores, min_rows=8).astype(z.dtype)
     same_shape("samples", z, "scores", g)
-    return _slopes(g, z)
+    return _compiled_slopes(g, z)
 
 
-@jax.jit
 def _slopes(g: Array, z: Array) -> SteinSlopes:
     n = z.shape[0]
     white = whitening_frame(z)
@@ -109,6 +108,9 @@ def _slopes(g: Array, z: Array) -> SteinSlopes:
         high_slope[0],
         high_se[0],
     )
+
+
+_compiled_slopes = Compiled(_slopes, ONCE)
 
 
 def _slope(g: Array, z: Array) -> tuple[Array, Array]:
