@@ -17,7 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.rows import RESULTS, append, provenance
+from benchmarks.common.paths import RESULTS
+from benchmarks.common.rows import append, provenance
 from benchmarks.first_use.entries import ENTRIES, GUIDES, IMPORTS
 
 PROBLEMS = ("eight_schools", "kidscore", "logistic")
@@ -29,7 +30,12 @@ THREADS = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
     "JAX_PLATFORMS": "cpu",
 }
-UNSET = ("JAX_COMPILATION_CACHE_DIR", "JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_ENABLE_X64")
+UNSET = (
+    "JAX_COMPILATION_CACHE_DIR",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS",
+    "JAX_ENABLE_X64",
+    "PYTHONDONTWRITEBYTECODE",  # an installed package has its byte code
+)
 
 
 def jobs(entries: list[str], problems: list[str]) -> list[list[str]]:
@@ -73,6 +79,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "first-use.jsonl")
     parser.add_argument("--quick", action="store_true", help="short runs, once, not kept")
     args = parser.parse_args()
+    measured(["implicitppl", ""], args.quick, None)  # writes the byte code
     for repeat in range(1 if args.quick else args.repeats):
         for job in jobs(args.entries, args.problems):
             for row in measured(job, args.quick, args.cache):
