@@ -297,11 +297,16 @@ class ResidualGenerator(eqx.Module):
             gate = jax.nn.sigmoid(z)
             slope = gate * (1 + z * (1 - gate))  # of silu(z) = z gate
             value = z * gate
-            slopes = slope[:, None] * (layer.weight if slopes is None else layer.weight @ slopes)
+            slopes = slope[:, None] * _along(layer.weight, slopes)
         log_ratio, shift = jnp.split(last(value), 2)
-        ratios, shifts = jnp.split(last.weight @ slopes, 2)
+        ratios, shifts = jnp.split(_along(last.weight, slopes), 2)
         capped = jnp.tanh(log_ratio / MAX_LOG_RATIO)
         return MAX_LOG_RATIO * capped, shift, (1 - capped**2)[:, None] * ratios, shifts
+
+
+def _along(weight: Array, directions: Array | None) -> Array:
+    """Returns the slopes of a linear layer along columns; along the axes for None."""
+    return weight if directions is None else weight @ directions
 
 
 def standard_normal(x: Vector) -> Float[Array, ""]:

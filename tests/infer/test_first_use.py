@@ -13,7 +13,7 @@ from implicitppl.infer import AutoImplicit, fit
 from implicitppl.models import posterior_target
 from tests.helpers import compilations
 
-SHORT = {"num_steps": 40, "check_every": 10, "progress_bar": False}
+SHORT: dict[str, Any] = {"num_steps": 40, "check_every": 10, "progress_bar": False}
 
 
 def regression(x: Any, y: Any) -> None:
@@ -35,7 +35,7 @@ def test_a_second_data_set_compiles_nothing_from_the_fit_to_the_report(data):
     def first_results(args: tuple[Any, ...]) -> tuple[Any, Any]:
         result = fit(keys[0], regression, guide, *args, **SHORT)
         draws = guide.sample_posterior(keys[1], result.params, *args, sample_shape=(8,))
-        options = {"num_samples": 64, "num_chains": 16, "num_steps": 2, "num_inner": 2}
+        options: dict[str, Any] = {"num_samples": 64, "num_chains": 16, "num_steps": 2}
         table = report(keys[2], regression, guide, result, model_args=args, **options)
         return jax.block_until_ready(draws), table
 
