@@ -305,7 +305,7 @@ class ResidualGenerator(eqx.Module):
 
 
 def _along(weight: Array, directions: Array | None) -> Array:
-    """Returns the slopes of a linear layer along columns; along the axes for None."""
+    """Return the slopes of a linear layer along columns; along the axes for None."""
     return weight if directions is None else weight @ directions
 
 

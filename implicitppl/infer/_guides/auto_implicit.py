@@ -119,7 +119,7 @@ class AutoImplicit(AutoContinuous):
         return {**super().__getstate__(), "_programs": {}}
 
     def _kept(self, method: Callable[..., Any]) -> Compiled:
-        """Returns the compiled form of a method, the same one until the model's globals change."""
+        """Return the compiled form of a method, the same one until the model's globals change."""
         captured = Captured(self.model, self.generator)
         held, program = self._programs.get(method.__name__, (None, None))
         if program is None or held != captured:
@@ -145,7 +145,7 @@ class AutoImplicit(AutoContinuous):
             )
 
     def _make(self, key: PRNGKeyArray) -> Any:
-        """Returns a fresh generator; a module given by the user is returned as it is."""
+        """Return a fresh generator; a module given by the user is returned as it is."""
         loc = jnp.asarray(self._init_latent)
         if isinstance(self.generator, eqx.Module):
             return self.generator
@@ -202,11 +202,11 @@ class AutoImplicit(AutoContinuous):
         return self._get_posterior(initial)
 
     def _fresh(self, key: PRNGKeyArray) -> Any:
-        """Returns the arrays of a fresh generator."""
+        """Return the arrays of a fresh generator."""
         return eqx.filter(self._make(key), eqx.is_inexact_array)
 
     def _started(self, key: PRNGKeyArray, args: Any, kwargs: Any) -> Any:
-        """Returns the arrays of a fresh generator, on the best Gaussian as its frame."""
+        """Return the arrays of a fresh generator, on the best Gaussian as its frame."""
         trace = self.prototype_trace
         params = {k: v["value"] for k, v in trace.items() if v["type"] == "param"}
         start_key = jax.random.fold_in(key, 1)
@@ -222,7 +222,7 @@ class AutoImplicit(AutoContinuous):
         return Implicit(generator, (self.latent_dim,))
 
     def _static_part(self) -> Any:
-        """Returns the generator without its inexact arrays, which are parameters."""
+        """Return the generator without its inexact arrays, which are parameters."""
         if isinstance(self.generator, eqx.Module):
             return eqx.filter(self.generator, eqx.is_inexact_array, inverse=True)
 
@@ -238,7 +238,7 @@ class AutoImplicit(AutoContinuous):
         return eqx.filter(template, is_parameter, inverse=True)
 
     def get_posterior(self, params: Params) -> Distribution:
-        """Returns the distribution on unconstrained space, event shape (D,).
+        """Return the distribution on unconstrained space, event shape (D,).
 
         Raises:
             ValueError: if `params` has no parameters of this guide.
@@ -261,7 +261,7 @@ class AutoImplicit(AutoContinuous):
     def gaussian_start(
         self, rng_key: PRNGKeyArray, params: Params, *args: Any, **kwargs: Any
     ) -> tuple[Params, GaussianFit]:
-        """Returns the parameters with the best full-rank Gaussian as the generator's frame.
+        """Return the parameters with the best full-rank Gaussian as the generator's frame.
 
         A few starts are explored by natural gradients, and the best is kept
         (`GaussianFit.losses` holds the losses of all, so that a second mode shows). Training then
@@ -314,7 +314,7 @@ class AutoImplicit(AutoContinuous):
         return jnp.concatenate([jnp.ravel(values[name]) for name in self._init_locs])
 
     def fold_share(self, rng_key: PRNGKeyArray, params: Params, num_samples: int = 1000) -> Array:
-        """Returns the share of draws at which the default sampler reverses orientation.
+        """Return the share of draws at which the default sampler reverses orientation.
 
         It should be 0: a sampler that folds is not one-to-one, and the loss is then too low.
         """
@@ -326,7 +326,7 @@ class AutoImplicit(AutoContinuous):
     def sample_unconstrained(
         self, rng_key: PRNGKeyArray, params: Params, num_samples: int = 1000
     ) -> Array:
-        """Returns draws of the unconstrained vector, (num_samples, D)."""
+        """Return draws of the unconstrained vector, (num_samples, D)."""
         return self._kept(self._latent_draws)(rng_key, params, int(num_samples))
 
     def _latent_draws(self, rng_key: PRNGKeyArray, params: Params, num_samples: int) -> Array:
@@ -339,7 +339,7 @@ class AutoImplicit(AutoContinuous):
         num_samples: int = 1000,
         num_inner: int = 16,
     ) -> tuple[Array, Array, Array]:
-        """Returns unconstrained draws (S, D) and a lower and an upper bound of log q at each, (S,).
+        """Return unconstrained draws (S, D) and a lower and an upper bound of log q at each, (S,).
 
         Raises:
             ValueError: for a purely implicit generator.
@@ -370,7 +370,7 @@ class AutoImplicit(AutoContinuous):
         sample_shape: tuple[int, ...] = (),
         **kwargs: Any,
     ) -> dict[str, Array]:
-        """Returns draws of the latent and deterministic sites, on the model's own scale."""
+        """Return draws of the latent and deterministic sites, on the model's own scale."""
         shape = tuple(int(size) for size in sample_shape)
         return self._kept(self._constrained_draws)(rng_key, params, shape)
 
@@ -388,7 +388,7 @@ class AutoImplicit(AutoContinuous):
         num_samples: int = 10_000,
         rng_key: PRNGKeyArray | None = None,
     ) -> dict[str, Array]:
-        """Returns quantiles of each site from draws, leading dimension that of `quantiles`.
+        """Return quantiles of each site from draws, leading dimension that of `quantiles`.
 
         Args:
             params: of the guide.
@@ -402,5 +402,5 @@ class AutoImplicit(AutoContinuous):
         return {name: jnp.quantile(value, levels, axis=0) for name, value in draws.items()}
 
     def median(self, params: Params, **options: Any) -> dict[str, Array]:
-        """Returns the median of each site from draws; options as in `quantiles`."""
+        """Return the median of each site from draws; options as in `quantiles`."""
         return self.quantiles(params, 0.5, **options)

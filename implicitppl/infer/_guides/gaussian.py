@@ -239,14 +239,14 @@ def _step(
 
 
 def _lower(factor: Array) -> Array:
-    """Returns the lower triangular L, positive diagonal, with L L^T = factor factor^T."""
+    """Return the lower triangular L, positive diagonal, with L L^T = factor factor^T."""
     upper = jnp.linalg.qr(factor.T, mode="r")
     signs = jnp.where(jnp.diagonal(upper) < 0, -1.0, 1.0).astype(upper.dtype)
     return (signs[:, None] * upper).T
 
 
 def _loss(log_density: LogDensity, state: _State, key: PRNGKeyArray) -> Array:
-    """Returns the negative ELBO from 1,024 draws, in blocks."""
+    """Return the negative ELBO from 1,024 draws, in blocks."""
     size = state.loc.shape[0]
 
     def block(key: PRNGKeyArray) -> Array:

@@ -84,7 +84,7 @@ class Runner:
         self.folds = Compiled(self._folds, ONCE)
 
     def init(self, key: PRNGKeyArray, init_params: Any, args: Any, kwargs: Any) -> SVIState:
-        """Returns SVI's state before the first step, and settles loss and rate."""
+        """Return SVI's state before the first step, and settles loss and rate."""
         guide = self.svi.guide
         if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
             # An AutoGuide takes a key when it first looks at the model. Let it look now, or the
@@ -104,7 +104,7 @@ class Runner:
         return svi_state
 
     def _first_state(self, *given: Any) -> SVIState:
-        """Returns what `SVI.init` does; for an implicit guide in one program and not in a hundred.
+        """Return what `SVI.init` does; for an implicit guide in one program and not in a hundred.
 
         Other guides, which may look at values, are left to NumPyro.
         """
@@ -125,7 +125,7 @@ class Runner:
     def _begin(
         self, key: PRNGKeyArray, svi_state: SVIState, warm: bool, args: Any, kwargs: Any
     ) -> FitState:
-        """Returns the state of a new run, from the best Gaussian where the guide has one."""
+        """Return the state of a new run, from the best Gaussian where the guide has one."""
         gaussian = None
         if warm and self._starts_from_a_gaussian:
             svi_state, gaussian = self._fit_start(key, svi_state, args, kwargs)
@@ -163,7 +163,7 @@ class Runner:
         return svi_state._replace(optim_state=self.svi.optim.init(unconstrained)), gaussian
 
     def _describe(self, svi_state: SVIState, args: Any, kwargs: Any) -> str:
-        """Returns what the loss means for this guide."""
+        """Return what the loss means for this guide."""
         loss, svi = self.svi.loss, self.svi
         if not isinstance(loss, ImplicitELBO):
             return type(loss).__name__
@@ -171,7 +171,7 @@ class Runner:
         return loss.objective(jax.random.key(0), params, svi.model, svi.guide, *args, **kwargs)
 
     def _probe(self, svi_state: SVIState, args: Any, kwargs: Any) -> Array:
-        """Returns draws of the guide with a fixed key, (NUM_PROBES, all latent values)."""
+        """Return draws of the guide with a fixed key, (NUM_PROBES, all latent values)."""
         params = self.svi.get_params(svi_state)
         if svi_state.mutable_state is not None:
             params = {**params, **svi_state.mutable_state}
@@ -256,7 +256,7 @@ class Runner:
         return _strong_types(new)
 
     def _taken_back(self, before: FitState, state: FitState) -> FitState:
-        """Returns the state before the chunk, later in the schedule, at half the rate."""
+        """Return the state before the chunk, later in the schedule, at half the rate."""
         params = self.svi.optim.get_params(before.svi.optim_state)
         svi_state = state.svi._replace(optim_state=self.svi.optim.init(params))
         return before._replace(
@@ -268,7 +268,7 @@ class Runner:
         )
 
     def finish(self, state: FitState, args: Any, kwargs: Any) -> tuple[Params, bool, float]:
-        """Returns the averaged parameters, whether the run converged, and the sd of log p/q.
+        """Return the averaged parameters, whether the run converged, and the sd of log p/q.
 
         A run that ends above the Gaussian that it started from has not converged, and the Gaussian
         is what is returned. Nor has one whose sampler folds, or whose weights p/q scatter too much
@@ -321,7 +321,7 @@ def _adam(learning_rate: Any) -> optax.GradientTransformation:
 
 
 def _as_one_vector(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Returns the optimiser on all parameters as one vector: one program for eleven arrays.
+    """Return the optimiser on all parameters as one vector: one program for eleven arrays.
 
     As `optax.flatten`, and without parameters, too.
     """
