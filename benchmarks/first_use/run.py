@@ -6,7 +6,8 @@
     python -m benchmarks.first_use.tables                  (the tables of docs/first-use.md)
 
 One thread, CPU seconds of the process (user and system), so that other work on the machine hardly
-counts. `--label` keeps states of the code apart in the result file: "before" and "after".
+counts. `--label` keeps states of the code apart in the result file: "before" and "after"; with
+`--cache FOLDER` it says whether the folder was "empty" or "filled".
 """
 
 import argparse

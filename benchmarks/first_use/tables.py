@@ -90,6 +90,16 @@ def others(rows: list[Row]) -> str:
     return table(["what", "data", "CPU s", "programs"], lines)
 
 
+def cached(rows: list[Row]) -> str:
+    """Return the table of runs with JAX's persistent cache: while it fills, and filled."""
+    lines = [
+        [row["problem"], row["entry"], row["label"], *cells([row])]
+        for row in rows
+        if row["cached"] and row["stage"] == "first"
+    ]
+    return table(["posterior", "what", "cache", "CPU s", "programs"], lines)
+
+
 def provenance(rows: list[Row]) -> str:
     """Return dates and versions in a sentence."""
     versions = {f"{k} {v}" for row in rows for k, v in row["versions"].items()}
@@ -98,7 +108,7 @@ def provenance(rows: list[Row]) -> str:
 
 
 def tables(rows: list[Row]) -> str:
-    return "\n\n".join([provenance(rows), ratios(rows), guides(rows), others(rows)])
+    return "\n\n".join([provenance(rows), ratios(rows), guides(rows), others(rows), cached(rows)])
 
 
 def main(arguments: list[str] | None = None) -> None:
