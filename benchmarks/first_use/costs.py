@@ -22,7 +22,6 @@ class Costs:
 
     compile_seconds: float = 0.0
     run_seconds: float = 0.0
-    seconds_of: Counter[str] = field(default_factory=Counter)
     programs: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -63,13 +62,10 @@ def costs(since: float | None = None) -> Iterator[Costs]:
         if not open_events or open_events[-1][0] != event:
             return
         began = open_events.pop()[1]
-        name = str(info.get("fun_name", "unnamed"))
         if event == _COMPILED:
-            out.programs[name] += 1
+            out.programs[str(info.get("fun_name", "unnamed"))] += 1
         if not open_events:
-            spent = time.process_time() - began
-            out.compile_seconds += spent
-            out.seconds_of[name] += spent
+            out.compile_seconds += time.process_time() - began
 
     jax.monitoring.register_scalar_listener(begin)
     jax.monitoring.register_event_duration_secs_listener(end)
