@@ -87,9 +87,14 @@ class Compiled:
 
 
 def known(options: Options) -> Options:
-    """Return those of the options that this XLA has for the CPU; none on another device."""
+    """Return those of the options that this XLA has for the CPU; none on another device.
+
+    Who asked JAX not to optimise (`JAX_DISABLE_MOST_OPTIMIZATIONS`) gets that here, too.
+    """
     if jax.default_backend() != "cpu":
         return {}
+    if jax.config.values["jax_disable_most_optimizations"]:
+        options = ONCE
     return {name: value for name, value in options.items() if _is_known(name, value)}
 
 
