@@ -14,7 +14,7 @@ FINAL_RATE = 0.01
 WARMUP_STEPS = 100
 
 
-class Plan(NamedTuple):
+class FitSchedule(NamedTuple):
     """The numbers that fix a schedule."""
 
     num_steps: int

@@ -27,7 +27,7 @@ from implicitppl._core.checks import check_positive
 from implicitppl.divergences._divergence import NoisyDivergence, Pair
 from implicitppl.divergences._gaussian import gaussian_kl
 from implicitppl.kernels import InverseMultiquadric
-from implicitppl.score import SSGE, Stein, entropy_surrogate
+from implicitppl.score import SSGE, Stein, entropy_term
 from implicitppl.score._contract import EstimatorLike
 from implicitppl.score._in_sample import default_estimator
 
@@ -101,12 +101,12 @@ class ScoreKL(NoisyDivergence):
             if pair.draws is not None:
                 raise ValueError('`form` "residual" needs a Gaussian prior; use "remainder".')
             score = _difference(u)
-            return jax.lax.stop_gradient(value) + entropy_surrogate(score, u)
+            return jax.lax.stop_gradient(value) + entropy_term(score, u)
         held = jax.lax.stop_gradient(u)
         beyond = above_noise(self.estimator, held, noise)
         if u_prior is not None:
             beyond = beyond - non_affine(self.prior_estimator, u_prior)(held)
-        return value + entropy_surrogate(beyond, u)
+        return value + entropy_term(beyond, u)
 
     def describe(self) -> str:
         """Return in words what is computed."""
@@ -207,7 +207,7 @@ def _plain(pair: Pair, ridge: Array, key: PRNGKeyArray, estimator: EstimatorLike
     score = estimator.fit(held)(held)
     if pair.draws is not None:
         draws = noisy(pair.draws[: values.shape[0]], prior_key)
-        return entropy_surrogate(score - estimator.fit(draws)(held), values)
+        return entropy_term(score - estimator.fit(draws)(held), values)
     eye = jnp.eye(values.shape[1], dtype=values.dtype)
     covariance = pair.prior.covariance + ridge * eye
     mean, factor = pair.prior.mean, jnp.linalg.cholesky(covariance)
@@ -215,4 +215,4 @@ def _plain(pair: Pair, ridge: Array, key: PRNGKeyArray, estimator: EstimatorLike
     log_prior = -0.5 * jnp.sum(white * white) / values.shape[0]
     log_prior = log_prior - jnp.sum(jnp.log(jnp.diagonal(factor)))
     zero_value = -log_prior + jax.lax.stop_gradient(log_prior)
-    return entropy_surrogate(score, values) + zero_value
+    return entropy_term(score, values) + zero_value

@@ -7,7 +7,7 @@ a `FittedScore`, which is called on points. Nothing here imports NumPyro.
 from implicitppl._core.faces import show_at
 from implicitppl.score._fitted import FittedScore
 from implicitppl.score._gaussian import Gaussian
-from implicitppl.score._in_sample import affine_stein_correction, entropy_surrogate
+from implicitppl.score._in_sample import affine_stein_correction, entropy_term
 from implicitppl.score._kef import KEF
 from implicitppl.score._matching import matching_loss
 from implicitppl.score._mixture import KDE, ConditionalMixture
@@ -43,7 +43,7 @@ __all__ = [
     "KernelEstimator",
     "Stein",
     "affine_stein_correction",
-    "entropy_surrogate",
+    "entropy_term",
     "matching_loss",
     "select",
 ]

@@ -105,14 +105,14 @@ def default_estimator() -> SSGE:
     return SSGE(InverseMultiquadric, metric="diagonal", reference="gaussian", explained=0.999)
 
 
-def entropy_surrogate(score: FittedScore | ArrayLike, x: ArrayLike) -> Float[Array, ""]:
+def entropy_term(score: FittedScore | ArrayLike, x: ArrayLike) -> Float[Array, ""]:
     """Return a scalar of value 0 whose gradient is that of E log q, the negative entropy of q.
 
     Proof: d/dphi E log q_phi(x) = E[s(x) . dx/dphi] + E[d log q_phi/dphi], where the second term is
     the derivative of int q_phi = 1 and vanishes. The surrogate is
     mean_i stop_gradient(s(x_i)) . (x_i - stop_gradient(x_i)), whose derivative is the first term.
 
-    To minimise KL(q || p): loss = mean(-log p(x)) + entropy_surrogate(fitted, x). For
+    To minimise KL(q || p): loss = mean(-log p(x)) + entropy_term(fitted, x). For
     q = N(0, a^2), p = N(0, 1) the gradient in a is a - 1/a.
 
     Args:
@@ -133,9 +133,9 @@ def entropy_surrogate(score: FittedScore | ArrayLike, x: ArrayLike) -> Float[Arr
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from implicitppl.score import entropy_surrogate
+        >>> from implicitppl.score import entropy_term
         >>> noise = jnp.array([[-1.0], [1.0]])
-        >>> f = lambda a: entropy_surrogate(-a * noise / a**2, a * noise)  # score of N(0, a^2)
+        >>> f = lambda a: entropy_term(-a * noise / a**2, a * noise)  # score of N(0, a^2)
         >>> float(f(2.0)), float(jax.grad(f)(2.0))  # d/da E log q = -1/a
         (0.0, -0.5)
     """

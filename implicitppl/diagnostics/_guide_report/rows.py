@@ -131,8 +131,8 @@ def slope_rows(target: Target, scores: Any, samples: Any) -> list[Row]:
     return rows
 
 
-def score_rows(estimator: Any, bank: Any, scores: Any, samples: Any) -> list[Row]:
-    fitted = estimator.fit(bank)
+def score_rows(estimator: Any, fresh: Any, scores: Any, samples: Any) -> list[Row]:
+    fitted = estimator.fit(fresh)
     out = score_slope(jax.vmap(fitted)(samples), scores, samples)
     see = "whether the estimate or the guide is off"
     # the estimator's own shrinkage is part of the number: no verdict of the guide hangs on it

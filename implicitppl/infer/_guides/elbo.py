@@ -43,7 +43,7 @@ from implicitppl.models._sites import (
     refuse_discrete_sites,
     site_log_prob,
 )
-from implicitppl.score import affine_stein_correction, entropy_surrogate
+from implicitppl.score import affine_stein_correction, entropy_term
 from implicitppl.score._contract import EstimatorLike
 from implicitppl.score._in_sample import default_estimator, gaussian_entropy
 
@@ -289,7 +289,7 @@ class ImplicitELBO(ELBO):
         def element(particles: Array) -> Array:
             held = jax.lax.stop_gradient(particles)
             scores = affine_stein_correction(self.estimator.fit(held)(held), held)
-            return entropy_surrogate(scores, particles) - gaussian_entropy(held)
+            return entropy_term(scores, particles) - gaussian_entropy(held)
 
         log_q = jax.vmap(element)(rows)
         return jnp.sum(jnp.mean(weight, 0).reshape(-1) * log_q) - jnp.sum(

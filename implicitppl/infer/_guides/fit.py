@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 from implicitppl._train.checkpoint import load_newest, save
 from implicitppl._train.programs import Captured
 from implicitppl._train.result import FitResult
-from implicitppl._train.schedule import Plan
+from implicitppl._train.schedule import FitSchedule
 from implicitppl.infer._guides.gaussian import GaussianFit
 from implicitppl.infer._guides.training import FitState, Runner
 
@@ -134,8 +134,8 @@ def fit(
         raise ValueError(f"`num_steps` must be at least 2; got {num_steps}.")
     if learning_rate is not None and not learning_rate > 0:
         raise ValueError(f"`learning_rate` must be positive; got {learning_rate}.")
-    plan = Plan(num_steps, learning_rate, check_every, tolerance, drift_tolerance)
-    runner = _runner(model, guide, loss, plan, Captured(model, guide))
+    schedule = FitSchedule(num_steps, learning_rate, check_every, tolerance, drift_tolerance)
+    runner = _runner(model, guide, loss, schedule, Captured(model, guide))
     svi_state = runner.init(rng_key, init_params, args, kwargs)
     begin = functools.partial(
         runner.begin, jax.random.fold_in(rng_key, 1), svi_state, init_params is None, args, kwargs
@@ -169,10 +169,12 @@ def fit(
 
 
 @functools.lru_cache(maxsize=8)
-def _runner(model: Any, guide: Any, loss: ELBO | None, plan: Plan, captured: Captured) -> Runner:
+def _runner(
+    model: Any, guide: Any, loss: ELBO | None, schedule: FitSchedule, captured: Captured
+) -> Runner:
     """Returns the compiled training loop, the same one for a second call with equal arguments."""
     del captured  # part of the key: what the programs hold of the world outside
-    return Runner(model, guide, loss, plan)
+    return Runner(model, guide, loss, schedule)
 
 
 def _report(bar: Any, before: int, state: FitState) -> None:

@@ -20,7 +20,7 @@ from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.svi import SVIState
 
 from implicitppl._train.programs import ONCE, Compiled, effort_once
-from implicitppl._train.schedule import Plan, drift, falls, rate_factor
+from implicitppl._train.schedule import FitSchedule, drift, falls, rate_factor
 from implicitppl.infer._guides.auto_implicit import AutoImplicit
 from implicitppl.infer._guides.elbo import CHANGE, SURROGATE, ImplicitELBO
 from implicitppl.infer._guides.gaussian import GaussianFit
@@ -69,8 +69,8 @@ class FitState(NamedTuple):
 class Runner:
     """One compiled training step for a model, a guide, a loss and a schedule."""
 
-    def __init__(self, model: Any, guide: Any, loss: ELBO | None, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, model: Any, guide: Any, loss: ELBO | None, schedule: FitSchedule) -> None:
+        self.schedule = schedule
         self.given_loss = loss
         optimiser = optax.inject_hyperparams(_adam)(learning_rate=1.0)
         self.svi = SVI(model, guide, optimiser, ImplicitELBO() if loss is None else loss)
@@ -99,7 +99,7 @@ class Runner:
             if self.given_loss is None:
                 num_particles = DEFAULT_PARTICLES.get(self.objective, OTHER_PARTICLES)
                 self.svi.loss = ImplicitELBO(num_particles)
-            rate = self.plan.learning_rate
+            rate = self.schedule.learning_rate
             self.rate = DEFAULT_RATE.get(self.objective, OTHER_RATE) if rate is None else rate
         return svi_state
 
@@ -135,12 +135,12 @@ class Runner:
             svi=svi_state,
             step=jnp.array(0),
             anneal_start=jnp.array(-1),
-            end=jnp.array(self.plan.num_steps),
+            end=jnp.array(self.schedule.num_steps),
             average=jax.tree.map(jnp.zeros_like, params),
             num_averaged=jnp.array(0),
             probe=self._probe(svi_state, args, kwargs) if surrogate else jnp.zeros(1),
             calm_checks=jnp.array(0),
-            losses=jnp.full(self.plan.num_steps, jnp.nan),
+            losses=jnp.full(self.schedule.num_steps, jnp.nan),
             gaussian=gaussian,
             start=params,
             damping=jnp.array(1.0),
@@ -216,13 +216,13 @@ class Runner:
             return new, loss
 
         start = state.step
-        state, losses = jax.lax.scan(step, state, length=self.plan.check_every)
+        state, losses = jax.lax.scan(step, state, length=self.schedule.check_every)
         stored = jax.lax.dynamic_update_slice(state.losses, losses.astype(float), (start,))
         return state._replace(losses=stored)
 
     def check(self, before: FitState, state: FitState, args: Any, kwargs: Any) -> FitState:
         """Takes a chunk back where the sampler folds; else decides between the two stages."""
-        every, step = self.plan.check_every, int(state.step)
+        every, step = self.schedule.check_every, int(state.step)
         losses = np.asarray(state.losses, np.float64)  # the square of a wild loss stays finite
         if step == every and not np.isfinite(losses[:every]).any():
             raise FloatingPointError(
@@ -238,12 +238,12 @@ class Runner:
         probe = state.probe
         if self.objective == SURROGATE:
             probe = self.probe(state.svi, args, kwargs)
-            calm = drift(np.asarray(state.probe), np.asarray(probe)) < self.plan.drift_tolerance
+            calm = drift(np.asarray(state.probe), np.asarray(probe)) < self.schedule.drift_tolerance
         else:
-            calm = not falls(losses[step // 2 : step], self.plan.tolerance)
-        calm = calm and step >= min(MAX_WAIT, max(MIN_WAIT, 2 * self.plan.num_steps // 5))
+            calm = not falls(losses[step // 2 : step], self.schedule.tolerance)
+        calm = calm and step >= min(MAX_WAIT, max(MIN_WAIT, 2 * self.schedule.num_steps // 5))
         calm_checks = int(state.calm_checks) + 1 if calm else 0
-        remaining = self.plan.num_steps - step
+        remaining = self.schedule.num_steps - step
         start, end = -1, int(state.end)
         if calm_checks >= CALM_CHECKS or remaining < step + every:
             start, end = step, step + every * (min(remaining, step) // every)

@@ -15,7 +15,7 @@ import pytest
 from numpyro.infer import Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
-from implicitppl._train.schedule import Plan, drift, falls, rate_factor
+from implicitppl._train.schedule import FitSchedule, drift, falls, rate_factor
 from implicitppl.infer import AutoImplicit, ImplicitELBO, fit
 from implicitppl.infer._guides.fit import _runner
 from implicitppl.infer._guides.training import Runner, _subsamples
@@ -124,8 +124,8 @@ def bent_model() -> None:
 
 def test_skipped_steps_near_the_end_do_not_discard_the_run():
     guide = AutoNormal(model)
-    plan = Plan(40, 0.1, 10, 0.01, 0.05)
-    runner = Runner(model, guide, LOSS, plan)
+    schedule = FitSchedule(40, 0.1, 10, 0.01, 0.05)
+    runner = Runner(model, guide, LOSS, schedule)
     state = runner.begin(KEY, runner.init(KEY, None, (3.0,), {}), True, (3.0,), {})
     state = state._replace(step=jnp.array(40), losses=jnp.full(40, 1.0).at[39].set(jnp.nan))
     ended = state._replace(calm_checks=jnp.array(2))
@@ -220,7 +220,9 @@ def test_a_run_that_goes_wrong_returns_the_gaussian_and_says_so():
 
 @pytest.mark.slow
 def test_a_chunk_that_folds_is_taken_back_and_the_rate_halved(monkeypatch):
-    runner = Runner(bent_model, AutoImplicit(bent_model), None, Plan(200, 0.01, 20, 0.01, 0.05))
+    runner = Runner(
+        bent_model, AutoImplicit(bent_model), None, FitSchedule(200, 0.01, 20, 0.01, 0.05)
+    )
     before = runner.begin(KEY, runner.init(KEY, None, (), {}), True, (), {})
     after = runner.chunk(before, (), {})
     assert float(runner.folds(after.svi, (), {})) == 0.0

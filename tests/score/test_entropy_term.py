@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitppl.score import SSGE, entropy_surrogate
+from implicitppl.score import SSGE, entropy_term
 
 
 def test_value_is_zero_and_gradient_is_the_score_in_both_modes():
@@ -14,7 +14,7 @@ def test_value_is_zero_and_gradient_is_the_score_in_both_modes():
 
     @jax.jit
     def surrogate(points: jax.Array) -> jax.Array:
-        return entropy_surrogate(scores, points)
+        return entropy_term(scores, points)
 
     assert float(surrogate(x)) == 0
     np.testing.assert_allclose(jax.jit(jax.grad(surrogate))(x), scores / 5, rtol=1e-6)
@@ -28,10 +28,10 @@ def test_a_fitted_score_and_its_values_are_the_same():
     x = jax.random.normal(jax.random.key(0), (20, 2))
 
     def by_score(points: jax.Array) -> jax.Array:
-        return entropy_surrogate(SSGE().fit(points), points)
+        return entropy_term(SSGE().fit(points), points)
 
     def by_values(points: jax.Array) -> jax.Array:
-        return entropy_surrogate(SSGE().fit(points)(points), points)
+        return entropy_term(SSGE().fit(points)(points), points)
 
     np.testing.assert_array_equal(jax.grad(by_score)(x), jax.grad(by_values)(x))
     np.testing.assert_allclose(jax.grad(by_score)(x), SSGE().fit(x)(x) / 20, rtol=1e-6)
@@ -42,7 +42,7 @@ def _exact_kl_gradient(a: jax.Array, noise: jax.Array, sign: float) -> jax.Array
     def loss(scale: jax.Array) -> jax.Array:
         x = scale * noise
         scores = -jax.lax.stop_gradient(x / scale**2)
-        return jnp.mean(jnp.sum(x**2, 1)) / 2 + sign * entropy_surrogate(scores, x)
+        return jnp.mean(jnp.sum(x**2, 1)) / 2 + sign * entropy_term(scores, x)
 
     return jax.grad(loss)(a)
 
@@ -67,7 +67,7 @@ def test_gradient_of_a_gaussian_divergence_from_samples_alone(a):
         def loss(scale: jax.Array) -> jax.Array:
             x = scale * noise
             scores = shrink * SSGE().fit(x)(jax.lax.stop_gradient(x))
-            return 0.5 * jnp.mean(x**2) + entropy_surrogate(scores, x)
+            return 0.5 * jnp.mean(x**2) + entropy_term(scores, x)
 
         return jax.grad(loss)(jnp.asarray(a))
 
@@ -80,9 +80,9 @@ def test_gradient_of_a_gaussian_divergence_from_samples_alone(a):
 
 
 def test_a_score_that_is_not_finite_is_seen_in_the_value():
-    assert bool(jnp.isnan(entropy_surrogate(jnp.full((3, 2), jnp.nan), jnp.ones((3, 2)))))
+    assert bool(jnp.isnan(entropy_term(jnp.full((3, 2), jnp.nan), jnp.ones((3, 2)))))
 
 
 def test_shapes_are_checked():
     with pytest.raises(ValueError, match=r"`score` must have the shape of `x`.*\(3,\) and \(2,\)"):
-        entropy_surrogate(jnp.zeros(3), jnp.zeros(2))
+        entropy_term(jnp.zeros(3), jnp.zeros(2))
