@@ -4,7 +4,8 @@ WORKERS ?= 2
 ARGS ?=
 
 RUN := .venv/bin/python
-PYTEST := $(RUN) -m pytest -n $(WORKERS)
+# A file stays with one worker: its fixtures are made, and its programs compiled, once.
+PYTEST := $(RUN) -m pytest -n $(WORKERS) --dist loadfile
 
 # Two pytest workers on two cores: one thread each.
 THREADS := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
