@@ -57,8 +57,8 @@ def costs(since: float | None = None) -> Iterator[Costs]:
         if event.startswith(_PREFIX):
             open_events.append((event, time.process_time()))
 
-    def end(event: str, duration: float, **info: Any) -> None:
-        del duration
+    def end(event: str, duration_secs: float, **info: Any) -> None:
+        del duration_secs
         if not open_events or open_events[-1][0] != event:
             return
         began = open_events.pop()[1]

@@ -36,9 +36,8 @@ def guide(name: str, problem_name: str, quick: bool) -> None:
         from benchmarks.first_use.problems import PROBLEMS
 
         problem = PROBLEMS[problem_name]()
-        kinds = {name: getattr(autoguide, name, None) for name in GUIDES}
-        kinds["AutoImplicit"] = ip.infer.AutoImplicit
-        fitted = kinds[name](problem.model)
+        source: Any = ip.infer if name == "AutoImplicit" else autoguide
+        fitted = getattr(source, name)(problem.model)
         options: dict[str, Any] = {"num_steps": 400} if quick else {}
 
         def draws(data: tuple[Any, ...]) -> Any:
@@ -102,7 +101,7 @@ def score_hmc(quick: bool) -> None:
     def model(y: Any) -> None:
         rate = numpyro.sample("rate", dist.LogNormal(0.0, 0.5))
         start = numpyro.sample("start", dist.LogNormal(1.0, 0.5))
-        mean = black_box(ip)("decay", decay, rate, start, out=(len(times),))
+        mean = ip.models.black_box("decay", decay, rate, start, out=(len(times),))
         numpyro.sample("y", dist.Normal(mean, 0.1).to_event(1), obs=y)
 
     noise = np.random.default_rng(0).normal(size=(2, len(times)))
@@ -121,11 +120,6 @@ def score_hmc(quick: bool) -> None:
         return mcmc.get_samples()
 
     twice("ScoreHMC", call)
-
-
-def black_box(ip: Any) -> Callable[..., Any]:
-    """Return the primitive, which lies with the models since the packages were put in order."""
-    return ip.models.black_box if hasattr(ip, "models") else ip.infer.black_box
 
 
 def select(quick: bool) -> None:
@@ -165,14 +159,14 @@ def gp_fit(kernel: str, quick: bool) -> None:
     import implicitppl as ip
 
     x, y = regression(40 if quick else 200)
-    process_of = getattr(ip.gp, "GaussianProcess", None) or ip.processes.GaussianProcess
-    if kernel == "RBF":
-        start = ip.kernels.RBF()
-    else:
+    start: Any = ip.kernels.RBF()
+    if kernel == "network":
         start = ip.kernels.nkn_regression(x, key=jax.random.key(0))
 
     def call(i: int) -> Any:
-        found = ip.gp.fit(process_of(start), x, y[i], 0.1, num_steps=20 if quick else 500)
+        found = ip.gp.fit(
+            ip.gp.GaussianProcess(start), x, y[i], 0.1, num_steps=20 if quick else 500
+        )
         ahead = found.process.condition(x, y[i], found.noise_scale)(x[:20] + 0.1)
         return ahead.mean, ahead.variance
 
@@ -191,8 +185,7 @@ def functional(quick: bool) -> None:
     import implicitppl as ip
 
     x, y = regression(40 if quick else 200)
-    process_of = getattr(ip.gp, "GaussianProcess", None) or ip.processes.GaussianProcess
-    prior = process_of(ip.kernels.RBF())
+    prior = ip.gp.GaussianProcess(ip.kernels.RBF())
     network = ip.processes.BayesianNetwork(3, width=50, key=jax.random.key(1))
 
     def model(x: Any, y: Any) -> None:
