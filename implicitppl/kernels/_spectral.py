@@ -166,8 +166,8 @@ class SpectralMixture(Kernel):
             >>> from implicitppl.kernels import SpectralMixture
             >>> months = np.arange(120.0)
             >>> k = SpectralMixture.from_data(months, np.sin(2 * np.pi * months / 12), 1)
-            >>> round(float(1 / k.means[0, 0]), 1)  # the period
-            12.0
+            >>> round(float(1 / k.means[0, 0]))  # the period
+            12
         """
         inputs, values = np.asarray(x, float), np.asarray(y, float)
         inputs = inputs[:, None] if inputs.ndim == 1 else inputs
