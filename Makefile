@@ -37,6 +37,9 @@ demo: setup ## the main example, on real data (ARGS="--quick", ARGS="--help")
 	$(RUN) examples/quickstart.py $(ARGS)
 
 test: setup ## the fast tests (ARGS="-k name")
+	@echo "Fast tests of every package: each capability, each closed form; not what is marked slow, statistical or"
+	@echo "exhaustive. Up to 25 minutes on two cores the first time, half of that later: programs are kept in"
+	@echo "$(KEPT_PROGRAMS)"
 	$(FAST_COMPILE) $(PYTEST) -m "not slow and not statistical and not exhaustive" $(ARGS)
 
 test-slow: setup ## the slow and the statistical tests
