@@ -87,6 +87,16 @@ class Sample(eqx.Module):
         """Return other rows with these weights."""
         return Sample(rows, self.weights, self.num_covariates, self.is_weighted)
 
+    def gathered(self) -> "Sample":
+        """Return the same sample with rows of weight 0 moved onto one that counts.
+
+        They say nothing, but far away they would cost the others their digits in distances.
+        """
+        if not self.is_weighted:
+            return self
+        likeliest = self.rows[jnp.argmax(self.weights)]
+        return self.with_rows(jnp.where(self.counts[:, None], self.rows, likeliest[None, :]))
+
     def take(self, index: Int[Array, " m"]) -> "Sample":
         """Return some of the rows, with their weights scaled to sum to one."""
         rows = self.rows[index]

@@ -198,6 +198,7 @@ def _solve(selection: Selection, sample: Sample, key: Array) -> FittedScore:
     # Bounded, because inf times 0 is NaN.
     charge = jnp.minimum(jnp.asarray(selection.num_errors, sample.dtype), _LARGEST_CHARGE)
     candidates, candidate_key = selection.candidates, jax.random.fold_in(key, 1)
+    sample = sample.gathered()
     problem = pose(sample, key, selection.num_folds, selection.autocorrelated)
     grid = kernel_grid(problem.folds.train.shape[1], sample)
     brought = candidate_predictions(candidates, problem, candidate_key)

@@ -445,7 +445,7 @@ def test_samples_of_weight_zero_do_not_set_the_bound():
         return float(stack.bound)
 
     bounds = [bound(far) for far in (70.0, 7000.0)]
-    assert bounds[0] == pytest.approx(bounds[1], rel=0.1)  # it was 90 times larger
+    assert bounds[0] == pytest.approx(bounds[1], rel=1e-6)  # it was 90 times larger
 
 
 @pytest.mark.parametrize(
