@@ -38,7 +38,7 @@ demo: setup ## the main example, on real data (ARGS="--quick", ARGS="--help")
 
 test: setup ## the fast tests (ARGS="-k name")
 	@echo "Fast tests of every package: each capability, each closed form; not what is marked slow, statistical or"
-	@echo "exhaustive. Up to 25 minutes on two cores the first time, half of that later: programs are kept in"
+	@echo "exhaustive. Up to 25 minutes on two cores the first time, less later: programs are kept in"
 	@echo "$(KEPT_PROGRAMS)"
 	$(FAST_COMPILE) $(PYTEST) -m "not slow and not statistical and not exhaustive" $(ARGS)
 
